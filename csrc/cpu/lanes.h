@@ -1,0 +1,103 @@
+// SIMD lanes for the element math: GNU vector types, and the few intrinsics that they do not cover.
+// Included by files that are compiled once per instruction set; everything is static or in LLCF_ISA's namespace.
+#pragma once
+
+#include "llcf_noise.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(LLCF_AVX512)
+#define LLCF_WIDTH 16
+#elif defined(__AVX2__)
+#define LLCF_WIDTH 8
+#else
+#define LLCF_WIDTH 4
+#endif
+
+namespace llcf {
+namespace LLCF_ISA {
+
+constexpr int W = LLCF_WIDTH;  // floats a vector
+
+typedef float VF __attribute__((vector_size(4 * LLCF_WIDTH)));
+typedef int32_t VI __attribute__((vector_size(4 * LLCF_WIDTH)));
+typedef uint32_t VU __attribute__((vector_size(4 * LLCF_WIDTH)));
+typedef uint64_t VQ __attribute__((vector_size(4 * LLCF_WIDTH)));
+
+// 32 x 32 -> 64 bit products of the low halves; whatever stands in the high halves is ignored.
+LLCF_FN VQ mul_low(VQ a, uint32_t m) {
+#if LLCF_WIDTH == 16
+  return (VQ)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m));
+#elif LLCF_WIDTH == 8
+  return (VQ)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m));
+#elif defined(__SSE2__)
+  return (VQ)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m));
+#else
+  return (a & 0xffffffffull) * (uint64_t)m;
+#endif
+}
+
+struct LaneV {
+  using F = VF;
+  using I = VI;
+  using U = VU;
+
+  LLCF_FN F to_float(I i) { return __builtin_convertvector(i, VF); }
+  LLCF_FN F bits_to_float(U u) { return (VF)u; }
+  LLCF_FN U float_to_bits(F f) { return (VU)f; }
+  LLCF_FN I as_signed(U u) { return (VI)u; }
+  LLCF_FN U as_unsigned(I i) { return (VU)i; }
+  LLCF_FN F sqrt(F f) {
+#if LLCF_WIDTH == 16
+    return (VF)_mm512_sqrt_ps((__m512)f);
+#elif LLCF_WIDTH == 8
+    return (VF)_mm256_sqrt_ps((__m256)f);
+#elif defined(__SSE2__)
+    return (VF)_mm_sqrt_ps((__m128)f);
+#else
+    for (int i = 0; i < W; ++i) f[i] = ::sqrtf(f[i]);
+    return f;
+#endif
+  }
+  LLCF_FN F select(U mask, F yes, F no) { return (VI)mask < 0 ? yes : no; }
+};
+
+// Within each 128-bit group, turns four vectors of one normal a block into four of one block each.
+LLCF_FN void transpose4(VF n[4]) {
+#if LLCF_WIDTH == 16
+#define LLCF_LO(a, b) (VF) _mm512_unpacklo_ps((__m512)(a), (__m512)(b))
+#define LLCF_HI(a, b) (VF) _mm512_unpackhi_ps((__m512)(a), (__m512)(b))
+#define LLCF_LO2(a, b) (VF) _mm512_unpacklo_pd((__m512d)(a), (__m512d)(b))
+#define LLCF_HI2(a, b) (VF) _mm512_unpackhi_pd((__m512d)(a), (__m512d)(b))
+#elif LLCF_WIDTH == 8
+#define LLCF_LO(a, b) (VF) _mm256_unpacklo_ps((__m256)(a), (__m256)(b))
+#define LLCF_HI(a, b) (VF) _mm256_unpackhi_ps((__m256)(a), (__m256)(b))
+#define LLCF_LO2(a, b) (VF) _mm256_unpacklo_pd((__m256d)(a), (__m256d)(b))
+#define LLCF_HI2(a, b) (VF) _mm256_unpackhi_pd((__m256d)(a), (__m256d)(b))
+#elif defined(__SSE2__)
+#define LLCF_LO(a, b) (VF) _mm_unpacklo_ps((__m128)(a), (__m128)(b))
+#define LLCF_HI(a, b) (VF) _mm_unpackhi_ps((__m128)(a), (__m128)(b))
+#define LLCF_LO2(a, b) (VF) _mm_unpacklo_pd((__m128d)(a), (__m128d)(b))
+#define LLCF_HI2(a, b) (VF) _mm_unpackhi_pd((__m128d)(a), (__m128d)(b))
+#else
+#define LLCF_LO(a, b) (VF){a[0], b[0], a[1], b[1]}
+#define LLCF_HI(a, b) (VF){a[2], b[2], a[3], b[3]}
+#define LLCF_LO2(a, b) (VF){a[0], a[1], b[0], b[1]}
+#define LLCF_HI2(a, b) (VF){a[2], a[3], b[2], b[3]}
+#endif
+  const VF t0 = LLCF_LO(n[0], n[1]), t1 = LLCF_HI(n[0], n[1]);
+  const VF t2 = LLCF_LO(n[2], n[3]), t3 = LLCF_HI(n[2], n[3]);
+  n[0] = LLCF_LO2(t0, t2);
+  n[1] = LLCF_HI2(t0, t2);
+  n[2] = LLCF_LO2(t1, t3);
+  n[3] = LLCF_HI2(t1, t3);
+#undef LLCF_LO
+#undef LLCF_HI
+#undef LLCF_LO2
+#undef LLCF_HI2
+}
+
+}  // namespace LLCF_ISA
+}  // namespace llcf

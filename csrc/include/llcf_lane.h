@@ -1,0 +1,71 @@
+// What element math may assume of a "lane": one scalar on CPU and GPU, or a SIMD vector on CPU.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__FAST_MATH__) || defined(__USE_FAST_MATH__)
+#error "llc_fast is bit-exact: build without fast-math"
+#endif
+
+#if defined(__CUDACC__)
+#define LLCF_FN static __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define LLCF_FN static inline __attribute__((always_inline))
+#else
+#define LLCF_FN static inline
+#endif
+
+#if !defined(__CUDA_ARCH__)
+#include <math.h>
+#endif
+
+namespace llcf {
+
+// The scalar lane: plain floats and 32-bit integers.
+struct Lane1 {
+  using F = float;
+  using I = int32_t;
+  using U = uint32_t;
+
+  LLCF_FN F to_float(I i) {
+#if defined(__CUDA_ARCH__)
+    return __int2float_rn(i);
+#else
+    return (float)i;
+#endif
+  }
+  LLCF_FN F bits_to_float(U u) {
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(u);
+#else
+    F f;
+    memcpy(&f, &u, 4);
+    return f;
+#endif
+  }
+  LLCF_FN U float_to_bits(F f) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(f);
+#else
+    U u;
+    memcpy(&u, &f, 4);
+    return u;
+#endif
+  }
+  LLCF_FN I as_signed(U u) { return (I)u; }
+  LLCF_FN U as_unsigned(I i) { return (U)i; }
+  // Rounded to nearest even everywhere; on the device never the approximate one.
+  LLCF_FN F sqrt(F f) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(f);
+#else
+    return ::sqrtf(f);
+#endif
+  }
+  // The top bit of `mask` chooses: set, `yes`; clear, `no`.
+  LLCF_FN F select(U mask, F yes, F no) { return (mask >> 31) ? yes : no; }
+  LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
+};
+
+}  // namespace llcf

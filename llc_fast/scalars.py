@@ -1,0 +1,139 @@
+"""The numbers of a step: checked, computed in float64, rounded once to fp32 for every backend alike."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import struct
+from dataclasses import dataclass
+
+from .errors import ArgumentError, ArgumentTypeError
+
+WEIGHT_DECAY, LOCALIZATION, NOISE, BOX = 1, 2, 4, 8  # terms of a step, as kernels take them
+_LAYOUT = struct.Struct("<I12f12x")
+MAX_STEP = 2**32 - 1
+
+
+def check_scalar(name: str, value: object, *, minimum: float = 0.0) -> float:
+    """`value` as a finite float >= minimum, or an error that names the argument."""
+    if isinstance(value, (bool, str)) or value is None:
+        raise ArgumentTypeError(f"{name} is {value!r}: give a number")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ArgumentTypeError(f"{name} is a {type(value).__name__}: give a number") from e
+    if not math.isfinite(number):
+        raise ArgumentError(f"{name} is {number}: give a finite number")
+    if number < minimum:
+        raise ArgumentError(f"{name} is {number}: give a number >= {minimum:g}")
+    return number
+
+
+def check_integer(name: str, value: object, *, minimum: int = 0, maximum: int | None = None) -> int:
+    """`value` as an int within bounds, or an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(f"{name} is {value!r}: give an integer")
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        upper = "" if maximum is None else f" and <= {maximum}"
+        raise ArgumentError(f"{name} is {number}: give an integer >= {minimum}{upper}")
+    return number
+
+
+def check_stream(*, seed: object, chain: object, step: object = 0) -> tuple[int, int, int]:
+    """The three integers that count the noise: seed and chain are uint64, step is uint32."""
+    return (
+        check_integer("seed", seed, maximum=2**64 - 1),
+        check_integer("chain", chain, maximum=2**64 - 1),
+        check_integer("step", step, maximum=MAX_STEP),
+    )
+
+
+def to_float32(x: float) -> float:
+    """x rounded to the nearest fp32, ties to even."""
+    return float(struct.unpack("<f", struct.pack("<f", x))[0])
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """What a step multiplies by: float64 here, fp32 in the kernels' struct.
+
+    Terms whose fp32 scalar is exactly 0 are left out of the step.
+    """
+
+    lr: float
+    nbeta: float
+    localization: float = 0.0
+    weight_decay: float = 0.0
+    noise_level: float = 1.0
+    box: float | None = None
+
+    @classmethod
+    def check(
+        cls,
+        *,
+        lr: object,
+        nbeta: object,
+        localization: object = 0.0,
+        weight_decay: object = 0.0,
+        noise_level: object = 1.0,
+        box: object = None,
+        box_name: str = "box",
+    ) -> Scalars:
+        """Checked scalars; raises ArgumentError or ArgumentTypeError naming the one at fault."""
+        scalars = cls(
+            lr=check_scalar("lr", lr),
+            nbeta=check_scalar("nbeta", nbeta),
+            localization=check_scalar("localization", localization),
+            weight_decay=check_scalar("weight_decay", weight_decay),
+            noise_level=check_scalar("noise_level", noise_level),
+            box=None if box is None else check_scalar(box_name, box),
+        )
+        for name in ("nbeta", "localization", "weight_decay", "c1", "c2", "box"):
+            value = getattr(scalars, name)
+            if value is not None and abs(value) > 3.4e38:
+                raise ArgumentError(f"{name} is {value}: too large for fp32")
+        return scalars
+
+    @property
+    def c1(self) -> float:
+        """Factor of the drift, -lr/2."""
+        return -self.lr / 2
+
+    @property
+    def c2(self) -> float:
+        """Factor of the noise, sqrt(lr) * noise_level."""
+        return math.sqrt(self.lr) * self.noise_level
+
+    @property
+    def terms(self) -> int:
+        """Bit set of the terms that are present."""
+        return (
+            (WEIGHT_DECAY if to_float32(self.weight_decay) != 0.0 else 0)
+            | (LOCALIZATION if to_float32(self.localization) != 0.0 else 0)
+            | (NOISE if to_float32(self.c2) != 0.0 else 0)
+            | (BOX if self.box is not None else 0)
+        )
+
+    @property
+    def needs_anchor(self) -> bool:
+        return bool(self.terms & (LOCALIZATION | BOX))
+
+    def pack(self, step: int) -> bytes:
+        """The kernels' struct: sixteen 32-bit words."""
+        box = 0.0 if self.box is None else self.box
+        return _LAYOUT.pack(
+            step,
+            self.nbeta,
+            self.weight_decay,
+            self.localization,
+            self.c1,
+            self.c2,
+            0.0,
+            0.0,
+            0.0,
+            box,
+            self.lr if self.lr < 3.4e38 else 0.0,
+            0.0,
+            0.0,
+        )
