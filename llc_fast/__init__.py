@@ -1,10 +1,26 @@
 """llc_fast: a fast, exact sampler for local learning coefficients of neural networks."""
 
-from . import errors, ops
+from . import errors, exact, functional, ops
 from .errors import LlcFastError
 from .ops import normal, sgld_step_
+from .optim import SGLD
+from .selection import create_param_masks, select
 from .types import Box, Selection, Tile
 
 __version__ = "0.1.0"
 
-__all__ = ["Box", "LlcFastError", "Selection", "Tile", "errors", "normal", "ops", "sgld_step_"]
+__all__ = [
+    "SGLD",
+    "Box",
+    "LlcFastError",
+    "Selection",
+    "Tile",
+    "create_param_masks",
+    "errors",
+    "exact",
+    "functional",
+    "normal",
+    "ops",
+    "select",
+    "sgld_step_",
+]

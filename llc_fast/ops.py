@@ -194,6 +194,9 @@ class Plan:
                     [self.params[i] for i in moved if not self.params[i].is_inference()]
                 )
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # addresses mean nothing elsewhere: a copy is None, and rebuilt
+
     @property
     def backend_names(self) -> list[str]:
         """What runs the step, one name a device and dtype."""

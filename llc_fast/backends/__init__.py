@@ -21,6 +21,8 @@ _MODULES = {
     "cpu": "cpu_backend",
     "reference": "reference_backend",
 }
+# What "auto" tries; Triton's interpreter on the CPU is for tests, by explicit choice.
+_AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
 @cache
@@ -62,9 +64,7 @@ def resolve(name: str, device_type: str, storage: Storage) -> Backend:
             raise BackendError(f"backend {name!r} {reason}")
         return backend
     reasons = []
-    for candidate in NAMES:
-        if candidate == "triton" and device_type != "cuda":
-            continue  # its interpreter is for tests, by explicit choice
+    for candidate in _AUTO.get(device_type, ("reference",)):
         try:
             backend = load(candidate)
             reason = backend.refuses(device_type, storage)

@@ -1,0 +1,163 @@
+"""SGLD as a torch.optim.Optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError
+from .functional import plain_name
+from .ops import Plan, _check_param
+from .scalars import MAX_STEP, Scalars, check_stream
+
+_SCALARS = ("lr", "nbeta", "localization", "weight_decay", "noise_level")
+
+
+class SGLD(torch.optim.Optimizer):
+    """Stochastic gradient Langevin dynamics, localized at the weights it is constructed with.
+
+    w <- w - lr/2 (nbeta g + weight_decay w + localization (w - w0)) + sqrt(lr) noise_level z, clamped to
+    w0 +- bounding_box_size if that is given (Welling & Teh 2011; Lau et al. 2023, arXiv 2308.12108).
+
+    params: tensors, (name, tensor) pairs, or groups of either. Names, where all have one, count the noise by
+    their sorted order, else positions do: give all of a model's parameters. lr: step size eps. nbeta: inverse
+    temperature times sample size, required. seed, chain: unsigned 64-bit, the noise's only source. Parameters
+    with requires_grad=False stay; ones without a gradient move by prior and noise. bf16 parameters get an int16
+    remainder in the state, without which the chain would freeze.
+    Raises ArgumentError and ArgumentTypeError naming the argument.
+
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> sampler = SGLD(layer.named_parameters(), lr=1e-4, nbeta=30.0, localization=100.0, seed=7)
+    >>> layer(torch.ones(1, 2)).sum().backward()
+    >>> sampler.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        *,
+        nbeta: float,
+        localization: float = 0.0,
+        weight_decay: float = 0.0,
+        noise_level: float = 1.0,
+        bounding_box_size: float | None = None,
+        seed: int = 0,
+        chain: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            nbeta=nbeta,
+            localization=localization,
+            weight_decay=weight_decay,
+            noise_level=noise_level,
+            bounding_box_size=bounding_box_size,
+            seed=seed,
+            chain=chain,
+            step=0,
+        )
+        _check(defaults)
+        self._backend = backend
+        self._plans: dict[int, tuple[tuple[int, ...], Plan]] = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters, with the weights they have now as their anchors."""
+        if getattr(self, "_plans", None):
+            raise ArgumentError("param_group comes after the first step: noise is counted over all parameters")
+        super().add_param_group(param_group)  # type: ignore[no-untyped-call]
+        group = self.param_groups[-1]
+        try:
+            _check(group)
+            for i, p in enumerate(group["params"]):
+                _check_param(i, p)
+                self.state[p] = self._start(p)
+            self._tensor_ids()
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every group; returns what `closure`, which recomputes the loss, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ids = self._tensor_ids()
+        work = []
+        for index, group in enumerate(self.param_groups):  # all groups are checked before one is written
+            moving = [(p, i) for p, i in zip(group["params"], ids[index], strict=True) if p.requires_grad]
+            if moving:
+                work.append((group, _check(group), self._plan(index, group, moving), [p.grad for p, _ in moving]))
+        for group, scalars, plan, grads in work:
+            plan._check_grads(grads)
+            if group["step"] > MAX_STEP:
+                raise ArgumentError(f"step is {group['step']}: a chain has at most 2^32 updates, start another")
+        for group, scalars, plan, grads in work:
+            plan.step(grads, scalars, group["step"])
+        for group in self.param_groups:
+            group["step"] += 1
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a chain: anchors, remainders and step numbers; the weights are the caller's to restore."""
+        super().load_state_dict(state_dict)
+        index = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(index, params, strict=True):  # torch casts to the parameter's dtype, which ruins int16
+            saved = state_dict["state"].get(i, {}).get("remainder")
+            if saved is not None:
+                self.state[p]["remainder"] = saved.to(p.device, copy=True)
+        self._plans.clear()
+
+    def _start(self, p: Tensor) -> dict[str, Tensor]:
+        state = {"anchor": p.detach().clone(memory_format=torch.contiguous_format)}
+        if p.dtype == torch.bfloat16:
+            state["remainder"] = torch.zeros(p.shape, dtype=torch.int16, device=p.device)
+        return state
+
+    def _plan(self, index: int, group: dict[str, Any], moving: list[tuple[Tensor, int]]) -> Plan:
+        states = [self.state[p] for p, _ in moving]
+        tensors = [t for (p, _), s in zip(moving, states, strict=True) for t in (p, s["anchor"])]
+        stamp = (group["seed"], group["chain"], *(id(t) for t in tensors))
+        if index not in self._plans or self._plans[index][0] != stamp:
+            plan = Plan(
+                [p for p, _ in moving],
+                [s["anchor"] for s in states],
+                remainders=[s.get("remainder") for s in states],
+                tensor_ids=[i for _, i in moving],
+                seed=group["seed"],
+                chain=group["chain"],
+                backend=self._backend,
+            )
+            self._plans[index] = (stamp, plan)
+        return self._plans[index][1]
+
+    def _tensor_ids(self) -> list[list[int]]:
+        """The tensor_id of every parameter, group by group."""
+        sizes = [len(group["params"]) for group in self.param_groups]
+        names = [plain_name(n) for group in self.param_groups for n in group.get("param_names", [])]
+        flat = list(range(sum(sizes)))
+        if len(names) == len(flat):
+            if len(set(names)) != len(names):
+                raise ArgumentError("params has a name twice: give each parameter once, under its own name")
+            rank = {name: i for i, name in enumerate(sorted(names))}
+            flat = [rank[name] for name in names]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return [flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _check(group: dict[str, Any]) -> Scalars:
+    if "nbeta" not in group:
+        raise ArgumentTypeError("nbeta is missing: give it, there is no default")
+    check_stream(seed=group["seed"], chain=group["chain"])
+    return Scalars.check(
+        **{name: group[name] for name in _SCALARS},
+        box=group["bounding_box_size"],
+        box_name="bounding_box_size",
+    )
