@@ -84,7 +84,7 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
     gaussian<LaneV>(x[0], x[1], &n[0], &n[1]);
     gaussian<LaneV>(x[2], x[3], &n[2], &n[3]);
     transpose4(n);
-    for (int j = 0; j < 4; ++j) __builtin_memcpy(out + g * kGroup + j * W, &n[j], sizeof(VF));
+    for (int j = 0; j < 4; ++j) store(out + g * kGroup + j * W, n[j]);
     even += (uint64_t)W;
     odd += (uint64_t)W;
   }
@@ -107,38 +107,36 @@ const float* fill(float* buffer, uint64_t start, int n, const NoiseSource& sourc
   return buffer + phase;
 }
 
+// An absent gradient is +0: a row of zeros is read instead, so that there is one loop.
+alignas(64) const float kZeros[kBlock] = {};
+
 template <int TERMS>
 void update_f32(float* __restrict w, const float* __restrict g, const float* __restrict w0,
                 const float* __restrict z, int n, const Scalars& scalars) {
   const Scalars s = scalars;
-  if (g == nullptr) {
-    for (int i = 0; i < n; ++i) w[i] = sgld<Lane1>(w[i], 0.0f, needs_anchor(TERMS) ? w0[i] : 0.0f, z[i], s, TERMS);
-    return;
-  }
-  for (int i = 0; i < n; ++i) w[i] = sgld<Lane1>(w[i], g[i], needs_anchor(TERMS) ? w0[i] : 0.0f, z[i], s, TERMS);
+  for (int i = 0; i < n; ++i)
+    w[i] = sgld<Lane1>(w[i], g[i], needs_anchor(TERMS) ? w0[i] : 0.0f, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
 }
 
 template <int TERMS>
 void update_split(uint16_t* __restrict hi, int16_t* __restrict lo, const uint16_t* __restrict g,
                   const uint16_t* __restrict w0, const float* __restrict z, int n, const Scalars& scalars) {
   const Scalars s = scalars;
-  const uint16_t absent = 0;
-  const int step = g == nullptr ? 0 : 1;
-  if (step == 0) g = &absent;
-  if (step == 0) {
-    for (int i = 0; i < n; ++i) {
-      const float anchor = needs_anchor(TERMS) ? bf16_to_float(w0[i]) : 0.0f;
-      const uint32_t u = Lane1::float_to_bits(
-          sgld<Lane1>(Lane1::bits_to_float(join(hi[i], lo[i])), 0.0f, anchor, z[i], s, TERMS));
-      hi[i] = split_hi(u);
-      lo[i] = split_lo(u);
-    }
-    return;
+  int i = 0;
+  for (; i + W <= n; i += W) {
+    const VF w = (VF)join_lanes(load<VH>(hi + i), load<VS>(lo + i));
+    const VF anchor = needs_anchor(TERMS) ? bf16_lanes(load<VH>(w0 + i)) : VF{};
+    const VF noise = TERMS & kNoise ? load<VF>(z + i) : VF{};
+    VH high, low;
+    split_lanes((VU)sgld<LaneV>(w, bf16_lanes(load<VH>(g + i)), anchor, noise, s, TERMS), &high, &low);
+    store(hi + i, high);
+    store(lo + i, low);
   }
-  for (int i = 0; i < n; ++i) {
+  for (; i < n; ++i) {
+    const float w = Lane1::bits_to_float(join(hi[i], lo[i]));
     const float anchor = needs_anchor(TERMS) ? bf16_to_float(w0[i]) : 0.0f;
-    const uint32_t u = Lane1::float_to_bits(
-        sgld<Lane1>(Lane1::bits_to_float(join(hi[i], lo[i])), bf16_to_float(g[i]), anchor, z[i], s, TERMS));
+    const float out = sgld<Lane1>(w, bf16_to_float(g[i]), anchor, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
+    const uint32_t u = Lane1::float_to_bits(out);
     hi[i] = split_hi(u);
     lo[i] = split_lo(u);
   }
@@ -146,7 +144,12 @@ void update_split(uint16_t* __restrict hi, int16_t* __restrict lo, const uint16_
 
 template <typename T>
 T* element(int64_t base, int64_t index) {
-  return base == 0 ? nullptr : (T*)base + index;
+  return (T*)(base + index * (int64_t)sizeof(T));
+}
+
+template <typename T>
+const T* gradient(int64_t base, int64_t index) {
+  return base == 0 ? (const T*)kZeros : element<const T>(base, index);
 }
 
 template <int TERMS>
@@ -169,11 +172,11 @@ void sgld_span(const TileRow& t, int64_t grad, const Scalars& s, int storage, Sp
         z = fill(buffer, (uint64_t)(t.start + row * t.global_stride + col), n, source, ahead);
       }
       if (storage == kFloat32)
-        update_f32<TERMS>(element<float>(t.w, iw), element<const float>(grad, ig), element<const float>(t.w0, i0),
+        update_f32<TERMS>(element<float>(t.w, iw), gradient<float>(grad, ig), element<const float>(t.w0, i0),
                           z, n, s);
       else
         update_split<TERMS>(element<uint16_t>(t.w, iw), element<int16_t>(t.lo, il),
-                            element<const uint16_t>(grad, ig), element<const uint16_t>(t.w0, i0), z, n, s);
+                            gradient<uint16_t>(grad, ig), element<const uint16_t>(t.w0, i0), z, n, s);
     }
   }
 }

@@ -24,6 +24,8 @@ constexpr int W = LLCF_WIDTH;  // floats a vector
 typedef float VF __attribute__((vector_size(4 * LLCF_WIDTH)));
 typedef int32_t VI __attribute__((vector_size(4 * LLCF_WIDTH)));
 typedef uint32_t VU __attribute__((vector_size(4 * LLCF_WIDTH)));
+typedef uint16_t VH __attribute__((vector_size(2 * LLCF_WIDTH)));
+typedef int16_t VS __attribute__((vector_size(2 * LLCF_WIDTH)));
 typedef uint64_t VQ __attribute__((vector_size(4 * LLCF_WIDTH)));
 
 // 32 x 32 -> 64 bit products of the low halves; whatever stands in the high halves is ignored.
@@ -62,7 +64,65 @@ struct LaneV {
 #endif
   }
   LLCF_FN F select(U mask, F yes, F no) { return (VI)mask < 0 ? yes : no; }
+  LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
 };
+
+template <class V, class T>
+LLCF_FN V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V, class T>
+LLCF_FN void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// 16-bit to 32-bit lanes; GCC's own conversion of such vectors takes five instructions for one.
+LLCF_FN VU widen(VH h) {
+#if LLCF_WIDTH == 16
+  return (VU)_mm512_cvtepu16_epi32((__m256i)h);
+#elif LLCF_WIDTH == 8
+  return (VU)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, VU);
+#endif
+}
+
+LLCF_FN VU widen_signed(VS h) {
+#if LLCF_WIDTH == 16
+  return (VU)_mm512_cvtepi16_epi32((__m256i)h);
+#elif LLCF_WIDTH == 8
+  return (VU)_mm256_cvtepi16_epi32((__m128i)h);
+#else
+  return (VU)__builtin_convertvector(h, VI);
+#endif
+}
+
+// bf16 to fp32, join and split as in llcf_round.h, for vectors.
+LLCF_FN VF bf16_lanes(VH h) { return (VF)(widen(h) << 16); }
+
+LLCF_FN VU join_lanes(VH hi, VS lo) { return (widen(hi) << 16) + widen_signed(lo); }
+
+LLCF_FN void split_lanes(VU u, VH* hi, VH* lo) {
+  const VI nan = (VI)(u & 0x7fffffffu) > 0x7f800000;
+  const VU high = nan ? VU{} + 0x7fc0u : (u + 0x8000u) >> 16;
+  const VU low = u & ~(VU)nan;
+#if LLCF_WIDTH == 16
+  *hi = (VH)_mm512_cvtepi32_epi16((__m512i)high);
+  *lo = (VH)_mm512_cvtepi32_epi16((__m512i)low);
+#elif LLCF_WIDTH == 8
+  // One pack for both halves; it works within 128 bits, which the permutation undoes.
+  const __m256i both = _mm256_packus_epi32((__m256i)high, (__m256i)(low & 0xffffu));
+  const __m256i ordered = _mm256_permute4x64_epi64(both, 0xD8);
+  *hi = (VH)_mm256_castsi256_si128(ordered);
+  *lo = (VH)_mm256_extracti128_si256(ordered, 1);
+#else
+  *hi = __builtin_convertvector(high, VH);
+  *lo = __builtin_convertvector(low, VH);
+#endif
+}
 
 // Within each 128-bit group, turns four vectors of one normal a block into four of one block each.
 LLCF_FN void transpose4(VF n[4]) {

@@ -16,9 +16,8 @@ LLCF_FN int16_t split_lo(uint32_t u) {
   return (u & 0x7fffffffu) > 0x7f800000u ? (int16_t)0 : (int16_t)(u & 0xffffu);
 }
 
-LLCF_FN uint32_t join(uint16_t hi, int16_t lo) {
-  return ((uint32_t)(uint16_t)(hi - (lo < 0 ? 1 : 0)) << 16) | (uint16_t)lo;
-}
+// hi << 16 plus the signed remainder: a negative one borrows from hi, modulo 2^32.
+LLCF_FN uint32_t join(uint16_t hi, int16_t lo) { return ((uint32_t)hi << 16) + (uint32_t)(int32_t)lo; }
 
 LLCF_FN float bf16_to_float(uint16_t h) { return Lane1::bits_to_float((uint32_t)h << 16); }
 

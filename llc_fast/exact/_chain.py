@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llc_fast.exact._check import Array, array, fitting, integer, non_negative, positive
-from llc_fast.exact._quadratic import precision, quadratic_centre, quadratic_variance
+from llc_fast.exact._quadratic import quadratic_centre
+from llc_fast.exact._stationary import precision, quadratic_variance
 
 
 def chain_variance(
@@ -58,6 +59,7 @@ def chain_loss(
     array([0.    , 0.5   , 0.6667])
     """
     h = array("eigenvalues", eigenvalues, ndim=1)
+    lr = non_negative("lr", lr)
     t = array("step", step, ndim=1, least=0.0)
     a = precision(h, nbeta=nbeta, localization=localization, weight_decay=weight_decay)
     g = fitting("gradient", gradient, "eigenvalues", h.shape)
@@ -135,8 +137,8 @@ def estimate_std(
     lr = 0. Source: for Gaussian u, Cov(u_s^2, u_t^2) = 2 Cov(u_s, u_t)^2, so that u^2 has correlation
     rho^(2 lag) and, over many draws, the integrated autocorrelation time (1 + rho^2)/(1 - rho^2).
 
-    >>> estimate_std([1.0], nbeta=1.0, lr=2.0, num_draws=8) / 2 ** -0.5  # lr a = 2: independent draws
-    0.7071067811865476
+    >>> round(estimate_std([1.0], nbeta=1.0, lr=2.0, num_draws=8), 6)  # lr a = 2: independent draws
+    0.5
     """
     h = array("eigenvalues", eigenvalues, ndim=1)
     a = precision(h, nbeta=nbeta, localization=localization, weight_decay=weight_decay)
@@ -152,15 +154,15 @@ def estimate_std(
     )
     slope = h * centre + fitting("gradient", gradient, "eigenvalues", h.shape)
     n = integer("num_draws", num_draws, 1)
+    stride = integer("num_steps_bw_draws", num_steps_bw_draws, 1)
     chains = integer("num_chains", num_chains, 1)
     lag = np.arange(1, n)
     weights = 2 * (1 - lag / n)
     total = 0.0
     for i in range(len(h)):
-        powers = (1 - lr * a[i] / 2) ** (integer("num_steps_bw_draws", num_steps_bw_draws, 1) * lag)
-        squares = h[i] ** 2 / 2 * variance[i] ** 2 * (1 + float(weights @ powers**2))
-        linear = slope[i] ** 2 * variance[i] * (1 + float(weights @ powers))
-        total += squares + linear
+        powers = (1 - lr * a[i] / 2) ** (stride * lag)
+        total += (h[i] * variance[i]) ** 2 / 2 * (1 + float(weights @ powers**2))
+        total += slope[i] ** 2 * variance[i] * (1 + float(weights @ powers))
     return nbeta * math.sqrt(total / (n * chains))
 
 

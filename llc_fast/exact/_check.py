@@ -59,7 +59,9 @@ def array(name: str, value: ArrayLike, ndim: int | None = None, least: float | N
     return result
 
 
-def fitting(name: str, value: ArrayLike, like: str, shape: tuple[int, ...], least: float | None = None) -> Array:
+def fitting(
+    name: str, value: ArrayLike, like: str, shape: tuple[int, ...], least: float | None = None
+) -> Array:
     """`value` as an array that has the shape of the argument `like`, repeated where it is a scalar."""
     result = array(name, value, least=least)
     if result.shape not in ((), shape):

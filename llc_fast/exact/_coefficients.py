@@ -96,10 +96,11 @@ def reduced_rank_local(
 ) -> LearningCoefficient:
     """Return the local coefficient of y = B A x at A of rank a and B of rank b with B A of rank r.
 
-    It is smallest, and equal to `reduced_rank`, where a = b = r. At other true parameters the LLC is
-    this higher value. rank, first_rank, second_rank: r, a, b. Raises `ArgumentError` where no such
-    matrices exist. Source: in adapted bases d(BA) has rank N a + M b - a b and what is left is a
-    reduced rank regression of rank 0 between the cokernel of B and the kernel of A.
+    It is least, and equal to `reduced_rank`, where a = b = r. Elsewhere a chain sees the higher value only
+    under a localization strong enough to hold it there: a Gaussian prior reaches every true parameter, and
+    at a fixed one the least of them wins as nbeta grows. rank, first_rank, second_rank: r, a, b. Raises
+    `ArgumentError` where no such matrices exist. Source: in adapted bases d(BA) has rank N a + M b - a b,
+    and what is left is a reduced rank regression of rank 0 from the kernel of A to the cokernel of B.
 
     >>> reduced_rank_local(35, 6, 18, rank=1, first_rank=1, second_rank=6).value
     111.0
@@ -157,7 +158,9 @@ def _poles(exponents: Sequence[int], prior: Sequence[int] | None) -> list[Fracti
     ks = [integer("exponents", k, 1) for k in exponents]
     hs = [0] * len(ks) if prior is None else [integer("prior", h, 0) for h in prior]
     if not ks or len(hs) != len(ks):
-        raise ArgumentError(f"exponents and prior have lengths {len(ks)} and {len(hs)}; pass one for each variable")
+        raise ArgumentError(
+            f"exponents and prior have lengths {len(ks)} and {len(hs)}; pass one for each variable"
+        )
     return [Fraction(h + 1, 2 * k) for k, h in zip(ks, hs, strict=True)]
 
 

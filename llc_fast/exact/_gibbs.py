@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llc_fast.errors import ArgumentError
-from llc_fast.exact._check import Array, array, integer, non_negative, positive
+from llc_fast.exact._check import Array, array, integer, positive
 
 
 class GibbsEstimate(NamedTuple):
@@ -98,10 +99,10 @@ def _layers(layers: Sequence[ArrayLike]) -> list[Array]:
     matrices = [array("layers", w, ndim=2) for w in layers]
     if not matrices:
         raise ArgumentError("layers is empty; pass at least one weight matrix")
-    for lower, upper in zip(matrices, matrices[1:], strict=False):
+    for lower, upper in itertools.pairwise(matrices):
         if upper.shape[1] != lower.shape[0]:
             raise ArgumentError(
-                f"layers of shape {lower.shape} and {upper.shape} do not fit; pass (outputs, inputs), input first"
+                f"layers of shape {lower.shape} and {upper.shape} do not fit; pass (outputs, inputs) each"
             )
     return matrices
 

@@ -33,11 +33,12 @@ def power_product_llc(exponents: Sequence[int], *, nbeta: float, localization: f
     0.2417
     """
     tilt = power_product(exponents).value
-    scale = positive("nbeta", nbeta) * positive("localization", localization) ** -sum(exponents)
-    if not 0 < scale < math.inf:
-        raise ArgumentError(f"nbeta={nbeta:g} at localization={localization:g} overflows; pass moderate numbers")
+    # in units of w where localization is 1
+    log_scale = math.log(positive("nbeta", nbeta)) - sum(exponents) * math.log(
+        positive("localization", localization)
+    )
     highest = [k * math.log(40 * _TAIL) for k in exponents]
-    lowest = -abs(math.log(scale)) - sum(highest) - _TAIL / tilt
+    lowest = -abs(log_scale) - sum(highest) - _TAIL / tilt
     start, density = 0.0, np.ones(1)
     for k, high in zip(exponents, highest, strict=True):
         s = np.arange(lowest, high + _STEP, _STEP)
@@ -47,7 +48,7 @@ def power_product_llc(exponents: Sequence[int], *, nbeta: float, localization: f
         density = np.convolve(density, np.exp(log_density - log_density.max()))
         density /= density.max()
     log_k = start + _STEP * np.arange(len(density))
-    energy = np.exp(np.minimum(log_k + math.log(scale), 700.0))
+    energy = np.exp(np.minimum(log_k + log_scale, 700.0))
     weight = density * np.exp(_normalised(tilt * log_k - energy))
     return float((weight * np.where(weight > 0, energy, 0.0)).sum() / weight.sum())
 
@@ -87,13 +88,13 @@ def reduced_rank_llc(inputs: int, hidden: int, outputs: int, *, nbeta: float, lo
     if min(m, h) == 1:
         log_weight, energy = _singular_value(log_s, power, n, log_scale)
     else:
-        # log(s2/s1) = -exp(y) keeps s2 below s1
-        y = np.arange(-_TAIL / 2, math.log(log_s[-1] - log_s[0] + _TAIL), _STEP / 2)
+        # log(s1/s2) = log(1 + exp(y)) keeps s2 below s1, and steps evenly where they are far apart
+        y = np.arange(-_TAIL / 2, log_s[-1] - log_s[0] + _TAIL, _STEP)
         log_s, y = log_s[:, None], y[None, :]
-        gap = np.exp(y)
+        gap = np.logaddexp(0.0, y)
         first, first_energy = _singular_value(log_s, power, n, log_scale)
         second, second_energy = _singular_value(log_s - gap, power, n, log_scale)
-        log_weight = first + second + 2 * log_s + np.log(-np.expm1(-2 * gap)) + y
+        log_weight = first + second + 2 * log_s + np.log(-np.expm1(-2 * gap)) + y - gap
         energy = first_energy + second_energy
     weight = np.exp(_normalised(log_weight))
     return float((weight * energy).sum() / weight.sum())
