@@ -97,7 +97,15 @@ def init(
         )
     ids = tuple(table[name] for name in params)
     state = State(
-        0, seed, chain, tuple(params), ids, anchors, remainders, None if tiles is None else tuple(tiles), backend
+        0,
+        seed,
+        chain,
+        tuple(params),
+        ids,
+        anchors,
+        remainders,
+        None if tiles is None else tuple(tiles),
+        backend,
     )
     return state._replace(plan=_plan(state, list(params.values())))
 

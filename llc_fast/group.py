@@ -24,7 +24,9 @@ STORAGES: dict[torch.dtype, Storage] = {
 STORAGE_CODES: dict[Storage, int] = {"float32": 0, "split": 1}
 
 # Columns of the geometry table, one row of sixteen int64 a tile: the C++ and Triton kernels read the same.
-W, W0, LO, ROWS, COLS, W_STRIDE, W0_STRIDE, LO_STRIDE, G_STRIDE, START, GLOBAL_STRIDE, KEY, TENSOR_ID = range(13)
+W, W0, LO, ROWS, COLS, W_STRIDE, W0_STRIDE, LO_STRIDE, G_STRIDE, START, GLOBAL_STRIDE, KEY, TENSOR_ID = range(
+    13
+)
 COLUMNS = 16
 
 

@@ -233,7 +233,9 @@ class Plan:
 
     def _same_count(self, name: str, values: Sequence[object]) -> None:
         if len(values) != len(self.params):
-            raise ArgumentError(f"{name} has {len(values)} entries for {len(self.params)} params: give one each")
+            raise ArgumentError(
+                f"{name} has {len(values)} entries for {len(self.params)} params: give one each"
+            )
 
     def _check_grads(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         if isinstance(grads, Tensor):
@@ -276,7 +278,7 @@ class Plan:
 
 
 def _tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(values, Tensor) or isinstance(values, dict):
+    if isinstance(values, Tensor | dict):
         raise ArgumentTypeError(f"{name} is a {type(values).__name__}: give a list of tensors")
     values = list(values)
     if not values and name == "params":
@@ -295,7 +297,9 @@ def _check_param(i: int, p: Tensor) -> None:
     if p.dtype not in STORAGES:
         raise ArgumentTypeError(f"params[{i}] is {p.dtype}: use float32, bfloat16 or (slowly) float64")
     if expanded(p):
-        raise ArgumentError(f"params[{i}] is expanded or overlaps itself: give a tensor with memory of its own")
+        raise ArgumentError(
+            f"params[{i}] is expanded or overlaps itself: give a tensor with memory of its own"
+        )
 
 
 def _check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
@@ -305,7 +309,9 @@ def _check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
     if t.layout != torch.strided:
         raise ArgumentTypeError(f"{name} has layout {t.layout}: give a dense tensor (.to_dense())")
     if t.shape != p.shape:
-        raise ArgumentError(f"{name} has shape {tuple(t.shape)}, its parameter {tuple(p.shape)}: make them equal")
+        raise ArgumentError(
+            f"{name} has shape {tuple(t.shape)}, its parameter {tuple(p.shape)}: make them equal"
+        )
     if t.dtype != p.dtype:
         raise ArgumentTypeError(f"{name} is {t.dtype}, its parameter {p.dtype}: convert it (.to({p.dtype}))")
     if t.device != p.device:

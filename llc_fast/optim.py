@@ -49,17 +49,17 @@ class SGLD(torch.optim.Optimizer):
         chain: int = 0,
         backend: str = "auto",
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            nbeta=nbeta,
-            localization=localization,
-            weight_decay=weight_decay,
-            noise_level=noise_level,
-            bounding_box_size=bounding_box_size,
-            seed=seed,
-            chain=chain,
-            step=0,
-        )
+        defaults = {
+            "lr": lr,
+            "nbeta": nbeta,
+            "localization": localization,
+            "weight_decay": weight_decay,
+            "noise_level": noise_level,
+            "bounding_box_size": bounding_box_size,
+            "seed": seed,
+            "chain": chain,
+            "step": 0,
+        }
         _check(defaults)
         self._backend = backend
         self._plans: dict[int, tuple[tuple[int, ...], Plan]] = {}
@@ -68,8 +68,10 @@ class SGLD(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, with the weights they have now as their anchors."""
         if getattr(self, "_plans", None):
-            raise ArgumentError("param_group comes after the first step: noise is counted over all parameters")
-        super().add_param_group(param_group)  # type: ignore[no-untyped-call]
+            raise ArgumentError(
+                "param_group comes after the first step: noise is counted over all parameters"
+            )
+        super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             _check(group)
@@ -82,7 +84,7 @@ class SGLD(torch.optim.Optimizer):
             raise
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every group; returns what `closure`, which recomputes the loss, returned."""
         loss = None
         if closure is not None:
@@ -93,11 +95,15 @@ class SGLD(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):  # all groups are checked before one is written
             moving = [(p, i) for p, i in zip(group["params"], ids[index], strict=True) if p.requires_grad]
             if moving:
-                work.append((group, _check(group), self._plan(index, group, moving), [p.grad for p, _ in moving]))
-        for group, scalars, plan, grads in work:
+                work.append(
+                    (group, _check(group), self._plan(index, group, moving), [p.grad for p, _ in moving])
+                )
+        for group, _, plan, grads in work:
             plan._check_grads(grads)
             if group["step"] > MAX_STEP:
-                raise ArgumentError(f"step is {group['step']}: a chain has at most 2^32 updates, start another")
+                raise ArgumentError(
+                    f"step is {group['step']}: a chain has at most 2^32 updates, start another"
+                )
         for group, scalars, plan, grads in work:
             plan.step(grads, scalars, group["step"])
         for group in self.param_groups:
@@ -109,7 +115,9 @@ class SGLD(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         index = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(index, params, strict=True):  # torch casts to the parameter's dtype, which ruins int16
+        for i, p in zip(
+            index, params, strict=True
+        ):  # torch casts to the parameter's dtype, which ruins int16
             saved = state_dict["state"].get(i, {}).get("remainder")
             if saved is not None:
                 self.state[p]["remainder"] = saved.to(p.device, copy=True)

@@ -35,7 +35,8 @@ def sgld(w: Tensor, g: Tensor, w0: Tensor | None, z: Tensor | None, s: Scalars) 
         u = u + scalar(s.c2) * z
     out = w + u
     if terms & BOX:
-        assert w0 is not None and s.box is not None
+        assert w0 is not None
+        assert s.box is not None
         lo, hi = w0 - scalar(s.box), w0 + scalar(s.box)
         out = torch.where(out < lo, lo, out)
         out = torch.where(out > hi, hi, out)

@@ -30,8 +30,8 @@ std::vector<std::string> isas() {
   return names;
 }
 
-void step(uintptr_t tiles, uintptr_t grads, int64_t n_tiles, uintptr_t scalars, int terms, int storage, int threads,
-          const std::string& isa) {
+void step(uintptr_t tiles, uintptr_t grads, int64_t n_tiles, uintptr_t scalars, int terms, int storage,
+          int threads, const std::string& isa) {
   const IsaTable& table = require(isa);
   py::gil_scoped_release release;
   sgld_step(table, reinterpret_cast<const TileRow*>(tiles), reinterpret_cast<const int64_t*>(grads), n_tiles,
@@ -42,7 +42,8 @@ void noise(uintptr_t out, uint64_t start, int64_t numel, uint64_t key, uint32_t 
            uint32_t domain, int threads, const std::string& isa) {
   const IsaTable& table = require(isa);
   py::gil_scoped_release release;
-  normal(table, reinterpret_cast<float*>(out), start, numel, NoiseSource{key, step, tensor_id, domain}, threads);
+  normal(table, reinterpret_cast<float*>(out), start, numel, NoiseSource{key, step, tensor_id, domain},
+         threads);
 }
 
 py::tuple words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
@@ -55,7 +56,8 @@ py::tuple words(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "The Langevin step and its noise on the CPU.";
   m.def("isas", &isas, "Instruction sets that run here, best first.");
-  m.def("chain_key", &chain_key, py::arg("seed"), py::arg("chain"), "The Philox key of a chain, k0 | k1 << 32.");
+  m.def("chain_key", &chain_key, py::arg("seed"), py::arg("chain"),
+        "The Philox key of a chain, k0 | k1 << 32.");
   m.def("philox4x32", &words, "Ten rounds of Philox4x32: four counter words, two key words.");
   m.def("sgld_step", &step, py::arg("tiles"), py::arg("grads"), py::arg("n_tiles"), py::arg("scalars"),
         py::arg("terms"), py::arg("storage"), py::arg("threads"), py::arg("isa"));

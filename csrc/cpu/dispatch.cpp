@@ -34,8 +34,9 @@ const IsaTable* isa_table(const char* name) {
 #if defined(LLCF_HAVE_X86)
   __builtin_cpu_init();
   if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2")) return &avx2::kTable;
-  if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+  if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
     return &avx512::kTable;
 #endif
   return nullptr;
@@ -43,8 +44,8 @@ const IsaTable* isa_table(const char* name) {
 
 namespace {
 
-constexpr int64_t kChunk = 32768;    // elements a task
-constexpr int64_t kAlone = 65536;    // below this many, waking threads costs more than it saves
+constexpr int64_t kChunk = 32768;  // elements a task
+constexpr int64_t kAlone = 65536;  // below this many, waking threads costs more than it saves
 
 // Default rounding, no flush to zero, for as long as it lives: bits must not depend on the caller's mode.
 class FloatMode {
@@ -102,8 +103,8 @@ void parallel(int64_t tasks, int threads, const Body& body) {
 
 }  // namespace
 
-void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, int64_t n_tiles, const Scalars& s,
-               int terms, int storage, int threads) {
+void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, int64_t n_tiles,
+               const Scalars& s, int terms, int storage, int threads) {
   std::vector<int64_t> first(static_cast<size_t>(n_tiles) + 1, 0);
   int64_t elements = 0;
   for (int64_t i = 0; i < n_tiles; ++i) {
@@ -118,7 +119,8 @@ void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, 
   });
 }
 
-void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source, int threads) {
+void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source,
+            int threads) {
   parallel((n + kChunk - 1) / kChunk, n <= kAlone ? 1 : threads, [&](int64_t task) {
     const int64_t i = task * kChunk;
     isa.normal(out + i, start + static_cast<uint64_t>(i), std::min(kChunk, n - i), source);

@@ -8,14 +8,14 @@ namespace llcf {
 namespace LLCF_ISA {
 namespace {
 
-constexpr int kBlock = 1024;       // elements staged through L1
-constexpr int kGroup = 4 * W;      // elements of one vector pass: W Philox blocks
+constexpr int kBlock = 1024;   // elements staged through L1
+constexpr int kGroup = 4 * W;  // elements of one vector pass: W Philox blocks
 constexpr int kBuffer = kBlock + 2 * kGroup;
 
 // What the rounds have in common over consecutive blocks: words 1 to 3 of the counter are constant,
 // which leaves one product in each of the first two rounds.
 struct Rounds {
-  uint32_t a, b, c, d;              // folded constants of rounds 1 and 2
+  uint32_t a, b, c, d;  // folded constants of rounds 1 and 2
   uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];
 };
 
@@ -61,10 +61,12 @@ struct Prefetch {
   int64_t bytes[4];  // a group of kGroup elements
 };
 
-// Normals of the blocks first, first + 1, ...: `groups` passes of kGroup elements. The blocks must not cross a multiple of 2^32.
+// Normals of the blocks first, first + 1, ...: `groups` passes of kGroup elements. The blocks must not cross
+// a multiple of 2^32.
 void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& source, const Prefetch& ahead) {
   const Rounds r = fold_rounds(first, source);
-  // Position 4j + k of a vector works on block (W/4) k + j, so that transposing within 128 bits puts blocks in order.
+  // Position 4j + k of a vector works on block (W/4) k + j, so that transposing within 128 bits puts blocks
+  // in order.
   VQ even, odd;
   for (int i = 0; i < W / 2; ++i) {
     const int p = 2 * i, q = 2 * i + 1;
@@ -115,7 +117,8 @@ void update_f32(float* __restrict w, const float* __restrict g, const float* __r
                 const float* __restrict z, int n, const Scalars& scalars) {
   const Scalars s = scalars;
   for (int i = 0; i < n; ++i)
-    w[i] = sgld<Lane1>(w[i], g[i], needs_anchor(TERMS) ? w0[i] : 0.0f, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
+    w[i] =
+        sgld<Lane1>(w[i], g[i], needs_anchor(TERMS) ? w0[i] : 0.0f, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
 }
 
 template <int TERMS>
@@ -165,10 +168,11 @@ void sgld_span(const TileRow& t, int64_t grad, const Scalars& s, int storage, Sp
       const float* z = buffer;
       if (TERMS & kNoise) {
         // The block's own weights are fetched while its noise is computed.
-        const Prefetch ahead = {{(const char*)(t.w + iw * size), (const char*)(grad + ig * size),
-                                 (const char*)(t.w0 + i0 * size), (const char*)(t.lo + il * 2)},
-                                {kGroup * size, grad ? kGroup * size : 0,
-                                 needs_anchor(TERMS) ? kGroup * size : 0, storage == kFloat32 ? 0 : kGroup * 2}};
+        const Prefetch ahead = {
+            {(const char*)(t.w + iw * size), (const char*)(grad + ig * size), (const char*)(t.w0 + i0 * size),
+             (const char*)(t.lo + il * 2)},
+            {kGroup * size, grad ? kGroup * size : 0, needs_anchor(TERMS) ? kGroup * size : 0,
+             storage == kFloat32 ? 0 : kGroup * 2}};
         z = fill(buffer, (uint64_t)(t.start + row * t.global_stride + col), n, source, ahead);
       }
       if (storage == kFloat32)

@@ -9,11 +9,11 @@ namespace llcf {
 
 // One row of the geometry table: sixteen 64-bit integers, built in Python once per chain.
 struct TileRow {
-  int64_t w, w0, lo;                               // addresses of the first element; 0 where there is none
-  int64_t rows, cols;                              // size
+  int64_t w, w0, lo;                                 // addresses of the first element; 0 where there is none
+  int64_t rows, cols;                                // size
   int64_t w_stride, w0_stride, lo_stride, g_stride;  // row strides in elements
-  int64_t start, global_stride;                    // index of the first element, row stride, in the full tensor
-  uint64_t key;                                    // the chain's Philox key, k0 | k1 << 32
+  int64_t start, global_stride;  // index of the first element, row stride, in the full tensor
+  uint64_t key;                  // the chain's Philox key, k0 | k1 << 32
   int64_t tensor_id;
   int64_t reserved[3];
 };
@@ -43,6 +43,7 @@ extern const char* const kIsaNames[3];        // best first
 
 void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, int64_t n_tiles,
                const Scalars& s, int terms, int storage, int threads);
-void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source, int threads);
+void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source,
+            int threads);
 
 }  // namespace llcf

@@ -1,5 +1,6 @@
 // SIMD lanes for the element math: GNU vector types, and the few intrinsics that they do not cover.
-// Included by files that are compiled once per instruction set; everything is static or in LLCF_ISA's namespace.
+// Included by files that are compiled once per instruction set; everything is static or in LLCF_ISA's
+// namespace.
 #pragma once
 
 #include "llcf_noise.h"
@@ -96,7 +97,7 @@ LLCF_FN VU widen_signed(VS h) {
 #elif LLCF_WIDTH == 8
   return (VU)_mm256_cvtepi16_epi32((__m128i)h);
 #else
-  return (VU)__builtin_convertvector(h, VI);
+  return (VU) __builtin_convertvector(h, VI);
 #endif
 }
 
@@ -145,7 +146,8 @@ LLCF_FN void transpose4(VF n[4]) {
 #define LLCF_LO(a, b) (VF){a[0], b[0], a[1], b[1]}
 #define LLCF_HI(a, b) (VF){a[2], b[2], a[3], b[3]}
 #define LLCF_LO2(a, b) (VF){a[0], a[1], b[0], b[1]}
-#define LLCF_HI2(a, b) (VF){a[2], a[3], b[2], b[3]}
+#define LLCF_HI2(a, b) \
+  (VF) { a[2], a[3], b[2], b[3] }
 #endif
   const VF t0 = LLCF_LO(n[0], n[1]), t1 = LLCF_HI(n[0], n[1]);
   const VF t2 = LLCF_LO(n[2], n[3]), t3 = LLCF_HI(n[2], n[3]);

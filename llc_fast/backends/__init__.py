@@ -63,7 +63,7 @@ def resolve(name: str, device_type: str, storage: Storage) -> Backend:
         if reason is not None:
             raise BackendError(f"backend {name!r} {reason}")
         return backend
-    reasons = []
+    reasons: list[str] = []
     for candidate in _AUTO.get(device_type, ("reference",)):
         try:
             backend = load(candidate)

@@ -25,11 +25,11 @@ class Reference:
         for whole, key in zip(group.tiles, group.keys, strict=True):
             i = whole.tensor
             anchor = group.anchors[i] if group.anchors is not None and scalars.needs_anchor else None
-            lo = group.remainders[i]
+            g, lo = grads[i], group.remainders[i]
             for tile in reference.chunks(whole):
                 reference.sgld_step(
                     _view(group.params[i], tile),
-                    None if grads[i] is None else _view(grads[i], tile),
+                    None if g is None else _view(g, tile),
                     None if anchor is None else _view(anchor, tile),
                     None if lo is None else _view(lo, tile),
                     tile,

@@ -1,0 +1,53 @@
+# Two commands set everything up: `make demo` and `make test`. Both build .venv first if needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/pip --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test test-all lint format bench sass sanitize clean install
+
+install: $(READY)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llc_fast needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(READY): $(BIN)/python $(SOURCES)
+	$(PIP) install -q -c constraints.txt torch numpy pybind11 scikit-build-core cmake ninja
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,triton]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+bench: $(READY)
+	$(PIP) install -q -c constraints.txt devinterp psutil
+	$(BIN)/python benchmarks/bench_step.py
+
+sass: $(READY)
+	$(BIN)/python benchmarks/sass.py
+
+sanitize: $(READY)
+	$(BIN)/python tests/sanitize/check.py
+
+clean:
+	rm -rf $(VENV) build dist demo_out .pytest_cache .mypy_cache .ruff_cache
