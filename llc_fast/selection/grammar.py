@@ -65,8 +65,8 @@ def expand(model: nn.Module, pattern: str) -> list[str]:
     if not isinstance(pattern, str):
         raise ArgumentTypeError(f"a pattern must be a string, got {type(pattern).__name__}")
     tree = Tree.of(model)
-    term = canonical_term(tree, pattern)
-    return matches(tree, term) if is_glob(tree, term) else [term]
+    found = terms(tree, pattern)
+    return matches(tree, found[0]) if len(found) == 1 and is_glob(tree, found[0]) else [JOIN.join(found)]
 
 
 def is_glob(tree: Tree, text: str) -> bool:
@@ -79,8 +79,10 @@ def matches(tree: Tree, pattern: str) -> list[str]:
         return found
     if found := [name for name in set(tree.smallest.values()) if fnmatchcase(name, pattern)]:
         return sorted(found, key=natural)
-    if re.match(r"l.*[hg]", _tidy(pattern)) and (layers := families.layers(tree)):
-        heads(tree, layers[0])  # raises with the reason where this model's heads cannot be told apart
+    if re.match(r"l.*[hg]", _tidy(pattern)):
+        for layer in families.layers(tree):
+            if families.attention(tree, layer):
+                heads(tree, layer)  # raises with the reason where the heads cannot be told apart
     raise ComponentError(f"{pattern!r} matches no component and no parameter; {_summary(tree)}")
 
 
