@@ -112,8 +112,12 @@ print(u.module_from_spec(u.spec_from_loader("_cuda", loader)).device_count())
 
 
 def python312() -> Path | None:
+    """A Python 3.12 that runs: a version manager's stand-in may be on the path and refuse."""
     found = [shutil.which("python3.12"), *Path.home().glob(".pyenv/versions/3.12.*/bin/python3.12")]
-    return next((Path(p) for p in found if p is not None and Path(p).exists()), None)
+    for path in filter(None, found):
+        if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return Path(path)
+    return None
 
 
 @pytest.mark.skipif(python312() is None, reason="needs a Python 3.12")
