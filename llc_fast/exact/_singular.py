@@ -33,10 +33,9 @@ def power_product_llc(exponents: Sequence[int], *, nbeta: float, localization: f
     0.2417
     """
     tilt = power_product(exponents).value
-    # in units of w where localization is 1
-    log_scale = math.log(positive("nbeta", nbeta)) - sum(exponents) * math.log(
-        positive("localization", localization)
-    )
+    # nbeta in the units of w that make localization 1
+    gamma = positive("localization", localization)
+    log_scale = math.log(positive("nbeta", nbeta)) - sum(exponents) * math.log(gamma)
     highest = [k * math.log(40 * _TAIL) for k in exponents]
     lowest = -abs(log_scale) - sum(highest) - _TAIL / tilt
     start, density = 0.0, np.ones(1)
