@@ -18,12 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 KAT = json.loads((ROOT / "tests/data/noise_v1_kat.json").read_text())
 pytestmark = pytest.mark.slow
 
-# Loads the compiled module by path, without torch, and prints the known answer's bits.
-PROBE = """
+# Loads a compiled module by path, without torch.
+LOAD = """
 import array, importlib.machinery, importlib.util, pathlib, sys
-path = next(pathlib.Path(sys.argv[1]).glob("llc_fast/_cpu*.so"))
-loader = importlib.machinery.ExtensionFileLoader("_cpu", str(path))
-cpu = importlib.util.module_from_spec(importlib.util.spec_from_loader("_cpu", loader))
+def load(name):
+    path = next(pathlib.Path(sys.argv[1]).glob(f"llc_fast/{name}.*so"))
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+"""
+# Prints the bits of a known answer, once for each instruction set.
+PROBE = """
+cpu = load("_cpu")
 out = array.array("f", [0.0] * 12)
 for isa in cpu.isas():
     cpu.normal(out.buffer_info()[0], 0, 12, cpu.chain_key(0, 0), 0, 0, 0, 1, isa)
@@ -100,15 +107,9 @@ def test_wheel_without_cuda_imports_and_runs(source: Path, tmp_path: Path) -> No
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_wheel_with_cuda_imports_without_a_driver(source: Path, tmp_path: Path) -> None:
     built = wheel(source, tmp_path, LLC_FAST_CUDA="ON", LLC_FAST_CUDA_ARCHS="90")
-    with zipfile.ZipFile(built) as archive:
-        (name,) = [n for n in archive.namelist() if "_cuda." in n and n.endswith("so")]
-        path = archive.extract(name, tmp_path)
-    probe = f"""
-import importlib.machinery as m, importlib.util as u
-loader = m.ExtensionFileLoader("_cuda", {path!r})
-print(u.module_from_spec(u.spec_from_loader("_cuda", loader)).device_count())
-"""
-    assert int(run(sys.executable, "-c", probe, cwd=tmp_path)) >= 0
+    zipfile.ZipFile(built).extractall(tmp_path)
+    code = LOAD + "print(load('_cuda').device_count())"
+    assert int(run(sys.executable, "-c", code, tmp_path, cwd=tmp_path)) >= 0
 
 
 def python312() -> Path | None:
@@ -127,6 +128,6 @@ def test_wheel_on_python_3_12(source: Path, tmp_path: Path) -> None:
     built = wheel(source, tmp_path, python, LLC_FAST_CUDA="OFF")
     assert "cp312" in built.name
     zipfile.ZipFile(built).extractall(tmp_path / "unpacked")
-    bits = run(python, "-c", PROBE, tmp_path / "unpacked", cwd=tmp_path).splitlines()
+    bits = run(python, "-c", LOAD + PROBE, tmp_path / "unpacked", cwd=tmp_path).splitlines()
     assert bits
     assert set(bits) == {" ".join(KAT["noise"][0]["gaussian"])}
