@@ -43,15 +43,17 @@ def block_means(values: Array, *, pool: int, burnin: int, thinning: int) -> tupl
 def r_hat(values: Array) -> float:
     """Rank-normalised split R-hat: the larger one of the values and of their distances from the median.
 
-    values: (chains, draws). NaN for fewer than 4 draws and where all values are equal or one is not finite.
+    values: (chains, draws). NaN for fewer than 4 draws and where all values are equal or one is not finite;
+    infinite where no chain moves but they differ.
     Source: Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16:667, eq. 4 and 14.
     """
     if values.shape[1] < 4 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return math.nan
     split = _split(values)
     folded = np.abs(split - np.median(split))
-    ratios = [math.sqrt((_f_ratio(_normal_scores(x)) + x.shape[1] - 1) / x.shape[1]) for x in (split, folded)]
-    return math.nan if any(map(math.isnan, ratios)) else max(ratios)
+    n = split.shape[1]
+    ratios = [_f_ratio(_normal_scores(x)) for x in (split, folded)]
+    return max((math.sqrt((f + n - 1) / n) for f in ratios if not math.isnan(f)), default=math.nan)
 
 
 def r_hat_chance(chains: int, draws: int, level: float = 0.99) -> float:
@@ -147,9 +149,13 @@ def _normal_scores(x: Array) -> Array:
 
 
 def _f_ratio(x: Array) -> float:
-    """Mean square between chains over mean square within them."""
+    """Mean square between chains over mean square within them; NaN where all values are equal."""
+    if np.ptp(x) == 0:
+        return math.nan
+    if (np.ptp(x, axis=1) == 0).all():
+        return math.inf
     within = float(x.var(axis=1, ddof=1).mean())
-    return x.shape[1] * float(x.mean(axis=1).var(ddof=1)) / within if within > 0 else math.nan
+    return float(x.shape[1] * x.mean(axis=1).var(ddof=1)) / within
 
 
 def _autocovariance(x: Array) -> Array:

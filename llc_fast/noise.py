@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEP_NOISE, ROUNDING, INITIAL_NOISE = 0, 1, 2  # domains of the counter
+STEP_NOISE, ROUNDING, INITIAL_NOISE, BATCH_ORDER = range(4)  # domains of the counter
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85

@@ -123,3 +123,8 @@ def test_unknown_names():
         canonical_name(gpt2(), "lm_heads.weight")
     with pytest.raises(ArgumentTypeError, match=r"torch\.nn\.Module, got dict"):
         parameter_table({})
+
+
+def test_a_model_that_is_a_bare_list_of_modules() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    assert set(select(model, "1.*").boxes) == {"1.weight", "1.bias"}

@@ -55,7 +55,7 @@ def layers(tree: Tree) -> list[str]:
         path: children
         for path, module in tree.modules.items()
         if isinstance(module, nn.ModuleList)
-        and (children := [f"{path}.{i}" for i in range(len(module))])
+        and (children := tree.children(path))
         and (len(children) == count or any(_attentions(tree, child) for child in children))
     }
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]

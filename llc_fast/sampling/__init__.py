@@ -1,0 +1,23 @@
+"""Chains of SGLD on a model, one after another."""
+
+from .chain import Progress, Schedule, Trace, batch_order, run_chain, seed_losses
+from .displacement import Displacement, view
+from .problem import Baseline, LossFn, Problem, baseline, borrowed, kept_rng, read_pool
+
+__all__ = [
+    "Baseline",
+    "Displacement",
+    "LossFn",
+    "Problem",
+    "Progress",
+    "Schedule",
+    "Trace",
+    "baseline",
+    "batch_order",
+    "borrowed",
+    "kept_rng",
+    "read_pool",
+    "run_chain",
+    "seed_losses",
+    "view",
+]

@@ -1,0 +1,98 @@
+"""How far chains are from where they started, measured at their draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..reference import chunks, join
+from ..tiles import locate
+from ..types import Tile
+
+
+class Displacement:
+    """How far the selected weights are from their anchors, and the pool's gradient there.
+
+    params, anchors, remainders, tiles, box: as a step takes them.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        remainders: Sequence[Tensor | None],
+        tiles: Sequence[Tile],
+        *,
+        box: float | None,
+    ) -> None:
+        self.params, self.anchors, self.remainders, self.box = params, anchors, remainders, box
+        self.numel = sum(tile.numel for tile in tiles)
+        # On a CPU a piece and its temporaries stay in the cache.
+        size = 1 << 17 if all(p.device.type == "cpu" for p in params) else 1 << 22
+        self.pieces = [piece for tile in tiles for piece in chunks(tile, size)]
+        self.gradient = [
+            torch.zeros(t.rows, t.cols, device=params[t.tensor].device, dtype=_wide(params[t.tensor]))
+            for t in self.pieces
+        ]
+        self.count = 0
+        self.squares = 0.0
+
+    @torch.no_grad()
+    def add_gradient(self, grads: Sequence[Tensor | None]) -> None:
+        """Count the gradient of one batch at the anchor."""
+        squares = []
+        for piece, total in zip(self.pieces, self.gradient, strict=True):
+            if (g := grads[piece.tensor]) is not None:
+                part = view(g.contiguous(), piece)
+                total += part
+                squares.append((part.double() ** 2).sum())
+        self.squares += _sum(squares)
+        self.count += 1
+
+    def gradient_noise(self, pool: int) -> float:
+        """Trace of the covariance, over a pool of batches, of the gradients counted so far; needs 2, or all."""
+        if pool == 1:
+            return 0.0
+        square_of_sum = _sum([(total.double() ** 2).sum() for total in self.gradient])
+        spread = max(0.0, self.squares - square_of_sum / self.count)
+        return spread / (self.count - 1) * (pool - 1) / pool
+
+    @torch.no_grad()
+    def measure(self) -> tuple[float, float, float]:
+        """|w - w0|^2, g0.(w - w0) with g0 the mean gradient counted, and the fraction of weights at the box.
+
+        Products are summed in the dtype of w (fp32 for bf16) within a piece, in float64 over pieces.
+        """
+        distance, dot, boxed = [], [], []
+        for piece, total in zip(self.pieces, self.gradient, strict=True):
+            w, w0 = (view(x[piece.tensor], piece) for x in (self.params, self.anchors))
+            if (lo := self.remainders[piece.tensor]) is not None:
+                w, w0 = join(w, view(lo, piece)), w0.float()
+            if self.box is not None:
+                boxed.append(((w <= w0 - self.box) | (w >= w0 + self.box)).sum())
+            d = (w - w0).view(-1)
+            distance.append(torch.dot(d, d))
+            dot.append(torch.dot(d, total.view(-1)))
+        return _sum(distance), _sum(dot) / max(self.count, 1), _sum(boxed) / self.numel
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _sum(parts: Sequence[Tensor]) -> float:
+    """Sum in float64, with one synchronisation for each device."""
+    total = 0.0
+    for device in dict.fromkeys(part.device for part in parts):
+        total += float(torch.stack([p.double() for p in parts if p.device == device]).sum())
+    return total
+
+
+def view(t: Tensor, tile: Tile) -> Tensor:
+    """The (rows, cols) part of a tensor that a tile names."""
+    place = locate(t, tile)
+    assert place is not None  # Plan has checked it
+    t = t.detach()
+    return t.as_strided((tile.rows, tile.cols), (place[1], 1), t.storage_offset() + place[0])
