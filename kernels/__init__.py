@@ -1,0 +1,1 @@
+"""Triton twins of the CUDA kernels; imported only where Triton is wanted."""

@@ -1,0 +1,97 @@
+"""Noise "v1": Philox4x32-10 counted by blocks of four elements, and their normals."""
+
+import triton
+import triton.language as tl
+
+_M0 = tl.constexpr(0xD2511F53)
+_M1 = tl.constexpr(0xCD9E8D57)
+_W0 = tl.constexpr(0x9E3779B9)
+_W1 = tl.constexpr(0xBB67AE85)
+
+
+@triton.jit
+def words(low, high, step, tensor_id, k0, k1):
+    """The random words of blocks `low | high << 32`, uint32; `high` brings the domain in its top byte.
+
+    What the blocks have in common should come as scalars: it stays scalar through the first two rounds.
+    """
+    x0, x1, x2, x3 = low, high, step, tensor_id
+    for _ in tl.static_range(10):
+        p0 = x0.to(tl.uint64) * _M0  # one instruction gives both halves, where umulhi needs two
+        p1 = x2.to(tl.uint64) * _M1
+        x0 = ((p1 >> 32).to(tl.uint32) ^ k0) ^ x1
+        x2 = ((p0 >> 32).to(tl.uint32) ^ k1) ^ x3
+        x1 = p1.to(tl.uint32)
+        x3 = p0.to(tl.uint32)
+        k0 += _W0
+        k1 += _W1
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def gaussian(a, c):
+    """Two normals from two words: Box-Muller on an eighth of the circle; every product and sum is rounded."""
+    m = (a >> 2).to(tl.int32).to(tl.float32) + 0.5
+    ix = m.to(tl.int32, bitcast=True) - (0x3F3504F3 + (30 << 23))
+    k = (ix >> 23).to(tl.float32)
+    f = ((ix & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    q = f * 0.2016475796699524 + -0.3236100375652313
+    q = q * f + 0.34486448764801025
+    q = q * f + -0.3981376588344574
+    q = q * f + 0.4994245767593384
+    q = q * f + -0.6666942834854126
+    q = q * f + 1.0000064373016357
+    q = q * f + -2.0
+    r = tl.sqrt_rn(k * -1.3862943611198906 + q * f)
+    y = c.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
+    v = y * y
+    s = v * -3.587725950637832e-05 + 0.002489872043952346
+    s = s * v + -0.08074536919593811
+    s = s * v + 0.7853981256484985
+    s = y * s
+    k = v * -0.00031888068770058453 + 0.015849916264414787
+    k = k * v + -0.3084242641925812
+    k = k * v + 1.0
+    sign = a << 31  # a & 1: the other half plane
+    k = (k.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    swap = (a & 2) != 0  # the other diagonal
+    return r * tl.where(swap, s, k), r * tl.where(swap, k, s)
+
+
+@triton.jit
+def normals(low, high, counter):
+    """The four normals of each block; counter: step, tensor_id and the two words of the key."""
+    step, tensor_id, k0, k1 = counter
+    x0, x1, x2, x3 = words(low, high, step, tensor_id, k0, k1)
+    n0, n1 = gaussian(x0, x1)
+    n2, n3 = gaussian(x2, x3)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def interleave(n0, n1, n2, n3):
+    """The normals in element order, along new last axes."""
+    return tl.join(tl.join(n0, n2), tl.join(n1, n3))
+
+
+@triton.jit
+def normal(out, arguments, VECTORS: tl.constexpr):
+    """Fill fp32 `out` with normals; arguments: int64 start, numel, key, step, tensor_id, domain."""
+    start = tl.load(arguments)
+    numel = tl.load(arguments + 1)
+    key = tl.load(arguments + 2)
+    step = tl.load(arguments + 3).to(tl.uint32)
+    tensor_id = tl.load(arguments + 4).to(tl.uint32)
+    domain = tl.load(arguments + 5).to(tl.uint32)
+    first = tl.program_id(0).to(tl.int64) * VECTORS
+    block = (start >> 2) + first + tl.arange(0, VECTORS)
+    high = (block >> 32).to(tl.uint32) | (domain << 24)
+    counter = step, tensor_id, key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    n0, n1, n2, n3 = normals(block.to(tl.uint32), high, counter)
+    z = tl.reshape(interleave(n0, n1, n2, n3), (VECTORS, 4))
+    at = first * 4 + (tl.arange(0, VECTORS) * 4)[:, None] + tl.arange(0, 4)[None, :]
+    if ((start & 3) == 0) & ((first + VECTORS) * 4 <= numel):
+        tl.store(out + at, z)
+    else:
+        at -= start & 3
+        tl.store(out + at, z, (at >= 0) & (at < numel))

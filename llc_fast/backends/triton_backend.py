@@ -1,0 +1,190 @@
+"""The Triton kernels: on CUDA devices, or in Triton's interpreter on the CPU, which is for tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..errors import BackendError
+from ..group import (
+    COLS,
+    G_STRIDE,
+    GLOBAL_STRIDE,
+    LO,
+    LO_STRIDE,
+    ROWS,
+    START,
+    STORAGE_CODES,
+    W0,
+    W0_STRIDE,
+    W_STRIDE,
+    Backend,
+    Group,
+    Storage,
+    W,
+)
+from ..scalars import Scalars
+
+VECTORS_PER_ROW, RECIPROCAL, FLAGS = 13, 14, 15  # columns of the geometry table that only these kernels read
+ALIGNED, FULL = 1, 2  # flags
+
+
+@dataclass
+class Geometry:
+    """Where chunks of vectors of 16 bytes lie; built once a chain.
+
+    table: `Group.rows()` with three more columns. first_chunk: of each tile. buckets: the tile of every 2^shift-th
+    chunk, then the last tile. chunks: how many there are.
+    """
+
+    table: npt.NDArray[np.int64]
+    first_chunk: npt.NDArray[np.int32]
+    buckets: npt.NDArray[np.int32]
+    shift: int
+    chunks: int
+
+
+def geometry(group: Group, vectors: int) -> Geometry:
+    """Cut the tiles into chunks of `vectors` vectors (a power of two up to 8192); a chunk may hold several rows."""
+    table = group.rows()
+    size = 2 if group.storage == "split" else 4
+    width = 16 // size
+    rows, cols, start, stride = (table[:, i] for i in (ROWS, COLS, START, GLOBAL_STRIDE))
+    steady = (rows == 1) | (stride % 4 == 0)  # all rows start at the same place in their first Philox block
+    phase = np.where(steady, start % 4, 3)
+    per_row = (phase + cols + width - 1) // width
+    table[:, VECTORS_PER_ROW] = per_row
+
+    # Within a chunk i < 2 * vectors, for which factor = ceil(2^shift / per_row) gives exact quotients.
+    short = (rows > 1) & (per_row < vectors)
+    divisor = np.where(short, per_row, 1)
+    shifts = vectors.bit_length() + np.ceil(np.log2(divisor)).astype(np.int64)
+    factors = -(-(np.int64(1) << shifts) // divisor)
+    table[:, RECIPROCAL] = np.where(short, factors | shifts << 32, 0)
+
+    aligned = steady & ((rows == 1) | (table[:, G_STRIDE] * size % 16 == 0))
+    operands = [(W, W_STRIDE)]
+    operands += [(W0, W0_STRIDE)] if group.anchors is not None else []
+    operands += [(LO, LO_STRIDE)] if group.storage == "split" else []
+    for address, row in operands:
+        aligned &= (table[:, address] - phase * size) % 16 == 0
+        aligned &= (rows == 1) | (table[:, row] * size % 16 == 0)
+    last = start + (rows - 1) * stride + cols - 1
+    full = aligned & (phase == 0) & (cols % width == 0) & (start >> 34 == last >> 34)
+    table[:, FLAGS] = np.where(aligned, ALIGNED, 0) | np.where(full, FULL, 0)
+
+    ends = np.cumsum(-(-rows * per_row // vectors))
+    first_chunk = np.concatenate(([0], ends[:-1]))
+    chunks = int(ends[-1])
+    shift = max(0, (chunks // (4 * len(table))).bit_length())
+    bounds = np.arange(0, chunks, 1 << shift)
+    buckets = np.searchsorted(first_chunk, bounds, side="right") - 1
+    buckets = np.concatenate((buckets, [len(table) - 1]))
+    return Geometry(table, first_chunk.astype(np.int32), buckets.astype(np.int32), shift, chunks)
+
+
+@dataclass
+class Launch:
+    """What a group keeps on its device between steps."""
+
+    table: Tensor
+    first_chunk: Tensor
+    buckets: Tensor
+    shift: int
+    chunks: int
+    addresses: npt.NDArray[np.int64]
+    grads: Tensor
+
+
+class Triton:
+    name = "triton"
+
+    def __init__(self, interpreted: bool) -> None:
+        self.interpreted = interpreted
+
+    def refuses(self, device_type: str, storage: Storage) -> str | None:
+        if self.interpreted and device_type != "cpu":
+            return f"is interpreted (TRITON_INTERPRET=1) and updates tensors on the CPU, not on {device_type}"
+        if not self.interpreted and device_type != "cuda":
+            return f"updates tensors on CUDA devices, not on {device_type}"
+        if storage not in STORAGE_CODES:
+            return f"has no {storage} step: use backend='reference'"
+        return None
+
+    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+        from ..kernels import launch as config
+        from ..kernels.sgld_step import sgld_step
+
+        sizes = config.sizes(group.storage)
+        addresses = group.gradient_addresses(grads)
+        launch: Launch | None = group.cache.get("triton")
+        if launch is None:
+            g = geometry(group, sizes["VECTORS"])
+            tensors = (_upload(a, group.device) for a in (g.table, g.first_chunk, g.buckets, addresses))
+            table, first_chunk, buckets, uploaded = tensors
+            launch = Launch(table, first_chunk, buckets, g.shift, g.chunks, addresses, uploaded)
+            group.cache["triton"] = launch
+        elif not np.array_equal(addresses, launch.addresses):
+            launch.addresses, launch.grads = addresses, _upload(addresses, group.device)
+        packed = np.frombuffer(scalars.pack(step), dtype=np.int32).copy()
+        with _on(group.device):
+            sgld_step[(launch.chunks,)](
+                launch.table,
+                launch.first_chunk,
+                launch.buckets,
+                launch.grads,
+                _upload(packed, group.device),
+                launch.shift,
+                TERMS=scalars.terms,
+                SPLIT=group.storage == "split",
+                **sizes,
+                **config.options(),
+            )
+
+    def normal(
+        self, out: Tensor, *, start: int, key: tuple[int, int], step: int, tensor_id: int, domain: int
+    ) -> None:
+        from ..kernels import launch as config
+        from ..kernels.noise import normal
+
+        packed = np.uint64(key[0] | key[1] << 32).astype(np.int64)
+        arguments = np.array([start, out.numel(), packed, step, tensor_id, domain], dtype=np.int64)
+        sizes = config.sizes("normal")
+        blocks = (start % 4 + out.numel() + 3) // 4
+        with _on(out.device):
+            uploaded = _upload(arguments, out.device)
+            normal[(-(-blocks // sizes["VECTORS"]),)](out, uploaded, **sizes, **config.options())
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors' own."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A device copy, without waiting: PyTorch reuses pinned memory only when the copy has been made."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def load(option: str) -> Backend:
+    if option:
+        raise BackendError(f"backend 'triton' has no variant {option!r}: use 'triton'")
+    try:
+        from ..kernels.launch import INTERPRETED
+    except ImportError as e:
+        raise BackendError(f"backend 'triton' needs Triton ({e}): pip install 'llc-fast[triton]'") from e
+    if not INTERPRETED and torch.version.hip is not None:
+        raise BackendError("backend 'triton' needs an NVIDIA device: equal bits are not assured on others")
+    if not INTERPRETED and not torch.cuda.is_available():
+        raise BackendError(
+            "backend 'triton' needs a CUDA device (for tests, its interpreter: set TRITON_INTERPRET=1 before Python)"
+        )
+    return Triton(INTERPRETED)
