@@ -13,7 +13,7 @@ PRELUDE = """
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-void ptx_access(int64_t address, int64_t bytes, bool write);
+bool ptx_access(int64_t address, int64_t bytes, bool write);
 namespace {
 template <class To, class From> To bits(From x) {
   static_assert(sizeof(To) == sizeof(From), "reinterpreted");
@@ -148,7 +148,8 @@ def _action(op: list[str], o: list[str]) -> str:
         parts = o[1].strip("{}").replace(",", " ").split()
         size = SIZES[kind[1:]]
         stores = "".join(f"store(a + {i * size}, {_value(p, kind)}); " for i, p in enumerate(parts))
-        return f"const uint64_t a = {_address(o[0])}; ptx_access((int64_t)a, {size * len(parts)}, true); {stores}"
+        access = f"ptx_access((int64_t)a, {size * len(parts)}, true)"
+        return f"const uint64_t a = {_address(o[0])}; if ({access}) {{ {stores} }}"
     return f"{target} = {_expression(name, op, kind, o[1:], o[0])};"
 
 
@@ -157,9 +158,9 @@ def _load(op: list[str], into: str, address: str, *, checked: bool) -> str:
     size = SIZES[kind[1:]]
     ctype = "float" if kind == "f32" else f"{'' if kind[0] == 's' else 'u'}int{kind[1:]}_t"
     parts = into.strip("{}").replace(",", " ").split()
-    access = f"ptx_access((int64_t)a, {size * len(parts)}, false); " if checked else ""
+    access = f"if (ptx_access((int64_t)a, {size * len(parts)}, false)) " if checked else ""
     loads = "".join(f"{p.removeprefix('%')} = load<{ctype}>(a + {i * size}); " for i, p in enumerate(parts))
-    return f"const uint64_t a = {address}; {access}{loads}"
+    return f"const uint64_t a = {address}; {access}{{ {loads} }}"
 
 
 def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) -> str:

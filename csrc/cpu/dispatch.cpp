@@ -72,8 +72,8 @@ class FloatMode {
 struct Grid {
   int64_t rows_per, cols_per, down, across;
   explicit Grid(const TileRow& t) {
-    cols_per = std::min(t.cols, kChunk);
-    rows_per = std::min(t.rows, std::max<int64_t>(1, kChunk / std::max<int64_t>(1, cols_per)));
+    cols_per = std::max<int64_t>(1, std::min(t.cols, kChunk));
+    rows_per = std::max<int64_t>(1, std::min(t.rows, kChunk / cols_per));
     down = (t.rows + rows_per - 1) / rows_per;
     across = (t.cols + cols_per - 1) / cols_per;
   }
@@ -108,9 +108,8 @@ void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, 
   std::vector<int64_t> first(static_cast<size_t>(n_tiles) + 1, 0);
   int64_t elements = 0;
   for (int64_t i = 0; i < n_tiles; ++i) {
-    const bool empty = tiles[i].rows == 0 || tiles[i].cols == 0;
     const Grid grid(tiles[i]);
-    first[i + 1] = first[i] + (empty ? 0 : grid.down * grid.across);
+    first[i + 1] = first[i] + grid.down * grid.across;
     elements += tiles[i].rows * tiles[i].cols;
   }
   parallel(first.back(), elements <= kAlone ? 1 : threads, [&](int64_t task) {

@@ -56,8 +56,9 @@ LLCF_FN void philox_lanes(VQ block, const Rounds& r, VQ x[4]) {
   x[3] = x3;
 }
 
+// Addresses stay integers: what is fetched ahead may lie beyond the operand.
 struct Prefetch {
-  const char* at[4];
+  int64_t at[4];
   int64_t bytes[4];  // a group of kGroup elements
 };
 
@@ -76,7 +77,7 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
   for (int g = 0; g < groups; ++g) {
     for (int t = 0; t < 4; ++t)
       for (int64_t line = 0; line < ahead.bytes[t]; line += 64)
-        __builtin_prefetch(ahead.at[t] + g * ahead.bytes[t] + line, 1);
+        __builtin_prefetch((const void*)(ahead.at[t] + g * ahead.bytes[t] + line), 1);
     VQ e[4], o[4];
     philox_lanes(even, r, e);
     philox_lanes(odd, r, o);
@@ -169,8 +170,7 @@ void sgld_span(const TileRow& t, int64_t grad, const Scalars& s, int storage, Sp
       if (TERMS & kNoise) {
         // The block's own weights are fetched while its noise is computed.
         const Prefetch ahead = {
-            {(const char*)(t.w + iw * size), (const char*)(grad + ig * size), (const char*)(t.w0 + i0 * size),
-             (const char*)(t.lo + il * 2)},
+            {t.w + iw * size, grad + ig * size, t.w0 + i0 * size, t.lo + il * 2},
             {kGroup * size, grad ? kGroup * size : 0, needs_anchor(TERMS) ? kGroup * size : 0,
              storage == kFloat32 ? 0 : kGroup * 2}};
         z = fill(buffer, (uint64_t)(t.start + row * t.global_stride + col), n, source, ahead);

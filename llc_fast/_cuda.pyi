@@ -1,0 +1,32 @@
+archs: str
+runtime_version: int
+
+class CudaError(RuntimeError): ...
+
+def device_count() -> int: ...
+def problem() -> str: ...
+def resident_blocks(device: int, storage: int, terms: int) -> int: ...
+def plan(rows: int, n_tiles: int, storage: int, resident: int) -> tuple[bytearray, int]: ...
+def sgld_step(
+    device: int,
+    stream: int,
+    table: int,
+    n_tiles: int,
+    n_chunks: int,
+    grads: int,
+    scalars: int,
+    terms: int,
+    storage: int,
+) -> None: ...
+def normal(
+    device: int,
+    stream: int,
+    out: int,
+    start: int,
+    numel: int,
+    key: int,
+    step: int,
+    tensor_id: int,
+    domain: int,
+) -> None: ...
+def advance_step(device: int, stream: int, scalars: int) -> None: ...

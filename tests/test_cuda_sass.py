@@ -1,0 +1,61 @@
+"""What the compiled GPU kernels may hold, and that benchmarks/sass.py finds what they may not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+import sass  # noqa: E402
+
+
+@pytest.mark.slow
+def test_compiled_kernels_keep_the_rules():
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    script = str(ROOT / "benchmarks" / "sass.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    if run.returncode == 2:
+        pytest.skip(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("sgld_step float32") == run.stdout.count("sgld_step split") == 16
+
+
+def kernel(*lines: str, ptx: str = "mul.rn.f32 %f1, %f2, %f3;", registers: int = 40, step: bool = True):
+    code = [line.split(maxsplit=1) for line in lines]
+    instructions = [
+        sass.Instruction(16 * i, "", op, "".join(operands)) for i, (op, *operands) in enumerate(code)
+    ]
+    return sass.Kernel("k", ptx, instructions, registers, 0, 256, step)
+
+
+LOOP = ("LDG.E.128 R4, [R2.64]", "FMUL R4, R4, R5", "STG.E.128 [R2.64], R4", "BRA 0x0")
+
+
+def test_rules_find_what_breaks_them():
+    assert sass.broken(kernel(*LOOP), "90") == []
+    assert sass.broken(kernel(*LOOP, ptx="fma.rn.f32 %f1, %f2, %f3, %f4;"), "90") == ["fma in PTX"]
+    assert sass.broken(kernel(*LOOP, ptx="add.f32 %f1, %f2, %f3;"), "90") == ["unrounded fp32 in PTX"]
+    assert sass.broken(kernel(*LOOP, ptx="add.rn.ftz.f32 %f1, %f2, %f3;"), "90") == [".ftz in PTX"]
+    assert sass.broken(kernel(*LOOP, ptx="sqrt.approx.f32 %f1, %f2;"), "90") == [
+        "approximate sqrt or div in PTX"
+    ]
+    assert (
+        sass.broken(kernel("FFMA R4, R4, R5, R6", *LOOP), "90")[0] == "FFMA or .FTZ outside of sqrt and div"
+    )
+    root = ("MUFU.RSQ R7, R8", "FMUL.FTZ R9, R8, R7", "FFMA R10, -R9, R9, R8")
+    assert sass.broken(kernel("NOP", *root, "NOP", LOOP[0], *LOOP[2:3], "BRA 0x50"), "90") == []
+    assert sass.broken(kernel("LDL R3, [R1]", *LOOP), "90")[0] == "local memory"
+    assert sass.broken(kernel("LDG.E R3, [R2.64]", *LOOP), "90") == ["narrow access in the main loop"]
+    assert sass.broken(kernel(*LOOP, registers=80), "90") == ["occupancy"]
+    assert sass.broken(kernel("FADD R1, R1, R1"), "90") == ["no main loop"]
+
+
+def test_main_loop_leaves_out_the_special_values_of_a_root():
+    body = (*LOOP[:2], "BRA 0x60", "MOV R3, 0x50", "CALL.REL.NOINC 0x900", "BRA 0x60", *LOOP[2:])
+    assert len(sass.main_loop(kernel(*body))) == 5
