@@ -7,11 +7,13 @@ Exit status 1: a rule is broken. 2: there is no nvcc or cuobjdump.
 Instructions per element are counted in the main loop: the innermost loop that stores sixteen bytes at a time. Every
 instruction between its first and its backward branch counts once, predicated ones too, except basic blocks that
 call a subroutine: those are the special values of a square root, which one radius in 2^25 takes. The sum is divided
-by the elements of an iteration, known from the bytes that it stores (four an element, in either storage).
+by the elements of an iteration, known from the bytes that it stores (four an element, in either storage). Triton's
+kernels have no such loop, a program makes one pass: there everything counts from the entry to the exit behind the
+first sixteen-byte stores, so the search for the program's tile is in it.
 
-Rules. PTX: no fma, no .ftz, every fp32 sum and product .rn. SASS: no local memory, registers for half of the warps;
-FFMA and .FTZ only where a square root or division is expanded (what feeds them comes from MUFU); in the main loop
-of a step every access is of sixteen bytes.
+Rules. PTX: no fma, no .ftz, every fp32 sum and product .rn. SASS: no local memory; FFMA and .FTZ only where a square
+root or division is expanded (what feeds them comes from MUFU); in the main loop of a CUDA step every access is of
+sixteen bytes, and its registers leave room for half of the warps.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Kernel:
     stack: int
     threads: int
     step: bool
+    straight: bool = False  # one pass without a loop, as Triton's are
 
     def count(self, pattern: str, instructions: list[Instruction] | None = None) -> int:
         """How many instructions, of these or of all, begin so."""
@@ -86,14 +89,33 @@ def cuda_kernels(arch: str) -> Iterator[Kernel]:
                 match = re.search(r"sgld_kernelILi(\d)ELi(\d+)E", symbol)
                 name = re.sub(r".*\d((?:normal|advance)_kernel).*", r"\1", symbol)
                 if match:
-                    terms = (
-                        "+".join(text for bit, text in TERMS.items() if int(match[2]) & bit) or "drift only"
-                    )
-                    name = f"sgld_step {('float32', 'split')[int(match[1])]} {terms}"
+                    name = f"sgld_step {('float32', 'split')[int(match[1])]} {terms_of(int(match[2]))}"
                 yield Kernel(name, entries[symbol], sass, registers, stack, threads, match is not None)
 
 
-SOURCES: dict[str, Callable[[str], Iterator[Kernel]]] = {"cuda": cuda_kernels}
+def triton_kernels(arch: str) -> Iterator[Kernel]:
+    """The kernels of kernels/, compiled ahead of time with the options of a launch."""
+    from llc_fast.kernels import aot
+    from llc_fast.kernels.launch import OPTIONS
+
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in aot.variants():
+            compiled = aot.compile_variant(variant, int(arch))
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            ((sass, registers, stack),) = disassemble(cubin).values()
+            name, match = variant, re.fullmatch(r"sgld_step_(\w+)_(\d+)", variant)
+            if match:
+                name = f"sgld_step {match[1]} {terms_of(int(match[2]))}"
+            threads = 32 * OPTIONS["num_warps"]
+            yield Kernel(name, compiled.asm["ptx"], sass, registers, stack, threads, match is not None, True)
+
+
+SOURCES: dict[str, Callable[[str], Iterator[Kernel]]] = {"cuda": cuda_kernels, "triton": triton_kernels}
+
+
+def terms_of(bits: int) -> str:
+    return "+".join(text for bit, text in TERMS.items() if bits & bit) or "drift only"
 
 
 # --- reading what the tools print ---
@@ -157,7 +179,16 @@ def without_calls(kernel: Kernel, instructions: list[Instruction]) -> list[Instr
 
 
 def main_loop(kernel: Kernel) -> list[Instruction]:
-    """The innermost loop that stores sixteen bytes at a time, without blocks that call a subroutine."""
+    """The innermost loop that stores sixteen bytes at a time, without blocks that call a subroutine.
+
+    Of a straight kernel, everything up to the exit behind its first such stores.
+    """
+    if kernel.straight:
+        wide = next(
+            n for n, i in enumerate(kernel.sass) if re.match(r"STG\.E.*128", i.op) and not i.predicate
+        )
+        end = next(n for n, i in enumerate(kernel.sass) if n > wide and i.op == "EXIT")
+        return without_calls(kernel, kernel.sass[: end + 1])
     loops = [(i.target, i.address) for i in kernel.sass if i.target is not None and i.target < i.address]
     bodies = [[i for i in kernel.sass if first <= i.address <= last] for first, last in loops]
     bodies = [body for body in bodies if kernel.count(r"STG\.E.*128", body)]
@@ -202,9 +233,10 @@ def broken(kernel: Kernel, arch: str) -> list[str]:
         "approximate sqrt or div in PTX": re.search(r"\b(sqrt|div|rcp)\.(approx|full)|\brsqrt\.", ptx),
         "local memory": kernel.count(r"LDL|STL") or kernel.stack,
         "FFMA or .FTZ outside of sqrt and div": stray(kernel),
-        "occupancy": occupancy(kernel, arch) < 0.5,
+        "occupancy": not kernel.straight and occupancy(kernel, arch) < 0.5,
         "no main loop": kernel.step and not loop,
         "narrow access in the main loop": kernel.step
+        and not kernel.straight
         and kernel.count(r"LDG|STG|LD$|ST$|LD\.|ST\.", loop) != kernel.count(wide, loop),
     }
     return [name for name, found in rules.items() if found]
@@ -238,9 +270,12 @@ def main() -> int:
     parser.add_argument("--arch", default="90", help="compute capability times ten (default: 90)")
     parser.add_argument("--only", default="", help="regular expression for names of kernels")
     parser.add_argument("--keep", type=Path, help="folder for the PTX and SASS of each kernel")
+    parser.add_argument("--language", choices=SOURCES, help="only these kernels")
     arguments = parser.parse_args()
     failures = []
     for language, source in SOURCES.items():
+        if arguments.language not in (None, language):
+            continue
         print(f"{language}, sm_{arguments.arch}\n{HEAD}")
         for kernel in sorted(source(arguments.arch), key=lambda k: k.name):
             if not re.search(arguments.only, kernel.name):
