@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError, ComponentError
-from .ops import Plan
+from .ops import Plan, _check_param, as_list
 from .scalars import Scalars, check_stream
 from .types import Selection, Tile
 
@@ -67,13 +67,22 @@ def init(
     1
     """
     seed, chain, _ = check_stream(seed=seed, chain=chain)
-    params = _named(named_params)
+    params, counted = _named(named_params)
+    if not isinstance(selection, Selection | None):
+        raise ArgumentTypeError(
+            f"selection is a {type(selection).__name__}: give what llc_fast.select returned"
+        )
+    if not isinstance(tensor_ids, Mapping | None):
+        raise ArgumentTypeError(f"tensor_ids is a {type(tensor_ids).__name__}: give a number by name")
+    for name, p in params.items():
+        _check_param(repr(name), p)
     table = dict(selection.tensor_ids) if selection is not None else None
     if tensor_ids is not None:
         table = dict(tensor_ids)
     if table is None:
-        table = {name: i for i, name in enumerate(sorted(params))}
-    unknown = sorted(name for name in params if name not in table)
+        table = counted
+    selected = () if selection is None else selection.boxes
+    unknown = sorted(name for name in (*params, *selected) if name not in table)
     if unknown:
         raise ArgumentError(f"tensor_ids has no entry for {unknown[0]!r}: give the table of all parameters")
     if any(p.requires_grad for p in params.values()):
@@ -88,6 +97,13 @@ def init(
                 "unfreeze them, or choose another component"
             )
         params = {name: params[name] for name in sorted(chosen)}
+        for n, shape in selection.shapes.items():
+            here = params.get(by_id.get(table[n], ""))
+            if here is not None and tuple(here.shape) != tuple(shape):
+                raise ArgumentError(
+                    f"selection is of a model whose {n!r} has shape {tuple(shape)}, here it is "
+                    f"{tuple(here.shape)}: select from this model"
+                )
         tiles = [Tile.of(i, box) for i, name in enumerate(params) for box in chosen[name]]
     with torch.no_grad():
         anchors = tuple(p.detach().clone(memory_format=torch.contiguous_format) for p in params.values())
@@ -160,9 +176,13 @@ def _plan(state: State, params: Sequence[Tensor]) -> Plan:
     )
 
 
-def _named(named_params: Named) -> dict[str, Tensor]:
-    """Name -> tensor, wrapper prefixes stripped, one name a tensor."""
+def _named(named_params: Named) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Name -> tensor, wrapper prefixes stripped, one name a tensor; name -> tensor_id, for every name."""
     pairs = named_params.items() if isinstance(named_params, Mapping) else named_params
+    if not isinstance(pairs, Iterable):
+        raise ArgumentTypeError(
+            f"named_params is a {type(pairs).__name__}: give what model.named_parameters() returns"
+        )
     params: dict[str, Tensor] = {}
     seen: dict[int, str] = {}
     for pair in pairs:
@@ -174,12 +194,13 @@ def _named(named_params: Named) -> dict[str, Tensor]:
         if name in params:
             raise ArgumentError(f"named_params has {name!r} twice: give each parameter once")
         params[name] = p
-    for name in sorted(params):  # tied weights count under their smallest name
-        if seen.setdefault(id(params[name]), name) != name:
-            del params[name]
     if not params:
         raise ArgumentError("named_params is empty: give at least one parameter")
-    return params
+    table = {name: i for i, name in enumerate(sorted(params))}
+    for name in table:  # tied weights count under their smallest name
+        if seen.setdefault(id(params[name]), name) != name:
+            del params[name]
+    return params, table
 
 
 def _in_order(
@@ -191,7 +212,7 @@ def _in_order(
         if absent and not optional:
             raise ArgumentError(f"{name} has no {absent[0]!r}: give every parameter of the state")
         return [plain.get(n) for n in names]
-    values = list(values)
+    values = as_list(name, values)
     if len(values) != len(names):
         raise ArgumentError(f"{name} has {len(values)} entries, the state {len(names)}: give one each")
     return values

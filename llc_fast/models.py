@@ -46,7 +46,11 @@ class LoadedModel:
 
 
 def load(
-    directory: str | Path, *, dtype: str = "float32", device: str | torch.device = "cpu", tokenizer: bool = True
+    directory: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    tokenizer: bool = True,
 ) -> LoadedModel:
     """The model of a directory written by `save_pretrained`, with its tokenizer unless that is not wanted.
 
@@ -75,6 +79,21 @@ def load(
     )
 
 
+def structure(directory: str | Path) -> nn.Module:
+    """The model of a directory on the meta device: its modules and shapes without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(directory).expanduser()
+    family = check(path, tokenizer=False).get("model_type")
+    try:
+        with _quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as e:  # transformers raises whatever its many parts raise
+        raise ModelError(f"transformers cannot build {path} (model_type {family!r}): {_line(e)}") from e
+    return model
+
+
 def check(path: Path, *, tokenizer: bool = True) -> dict[str, Any]:
     """The directory's config.json, after everything that can be refused without loading weights."""
     if not path.is_dir():
@@ -86,7 +105,9 @@ def check(path: Path, *, tokenizer: bool = True) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         if (path / "adapter_config.json").is_file():
-            raise ModelError(f"{path} holds an adapter: merge it (peft's merge_and_unload), save, and give that")
+            raise ModelError(
+                f"{path} holds an adapter: merge it (peft's merge_and_unload), save, and give that"
+            )
         raise ModelError(f"{path} has no config.json: give a directory written by save_pretrained")
     settings = _read_json(config)
     if settings.get("auto_map"):
@@ -145,16 +166,20 @@ def _load_weights(path: Path, family: str, dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
-            raise ModelError(f"{path} is quantized: its weights cannot be moved by small steps, give the original")
-        model, info = AutoModelForCausalLM.from_pretrained(
+            raise ModelError(
+                f"{path} is quantized: its weights cannot be moved by small steps, give the original"
+            )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **{"dtype" if version >= (4, 56) else "torch_dtype": dtype},
         )
+        model, info = loaded
     except LlcFastError:
         raise
     except Exception as e:  # transformers raises whatever its many parts raise
@@ -169,14 +194,18 @@ def _load_weights(path: Path, family: str, dtype: torch.dtype) -> Any:
         )
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise ModelError(f"{name} in {path} holds NaN or infinity: such weights are no anchor for a chain")
+            raise ModelError(
+                f"{name} in {path} holds NaN or infinity: such weights are no anchor for a chain"
+            )
     return model
 
 
 def _load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if (path / "tokenizer_config.json").is_file() and _read_json(path / "tokenizer_config.json").get("auto_map"):
+    if (path / "tokenizer_config.json").is_file() and _read_json(path / "tokenizer_config.json").get(
+        "auto_map"
+    ):
         raise ModelError(f"the tokenizer in {path} brings its own Python code, which llc-fast does not run")
     try:
         if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .group import STORAGES, Backend, Group, Storage
 from .noise import STEP_NOISE, chain_key
 from .scalars import Scalars, check_integer, check_stream
-from .tiles import MAX_ELEMENTS, check_memory, check_tiles, expanded, locate, whole
+from .tiles import MAX_ELEMENTS, check_memory, check_tiles, expanded, locate, spans, touches, whole
 from .types import Tile
 
 
@@ -145,18 +146,28 @@ class Plan:
         backend: str = "auto",
     ) -> None:
         self.backend = backends.check_name(backend)
+        self.seed, self.chain, _ = check_stream(seed=seed, chain=chain)
         self.params = _tensors("params", params)
-        for i, p in enumerate(self.params):
-            _check_param(i, p)
         self.anchors = None if anchors is None else _tensors("anchors", anchors)
         if self.anchors is not None:
             self._same_count("anchors", self.anchors)
-            self.anchors = [
-                _check_like(f"anchors[{i}]", a, p)
-                for i, (a, p) in enumerate(zip(self.anchors, self.params, strict=True))
-            ]
-        self.remainders = self._check_remainders(remainders)
+        none: list[Tensor | None] = [None] * len(self.params)
+        self.remainders = none if remainders is None else as_list("remainders", remainders)
+        self._same_count("remainders", self.remainders)
         self.tensor_ids = self._check_tensor_ids(tensor_ids, tiles is not None)
+        self._given_tiles = None if tiles is None else as_list("tiles", tiles)
+        self._place()
+
+    def _place(self) -> None:
+        """Check the tensors as they are now, and find the tiles in them."""
+        for i, p in enumerate(self.params):
+            _check_param(i, p)
+        self._check_remainders()
+        read: list[tuple[str, Tensor]] = []
+        if self.anchors is not None:
+            read = [(f"anchors[{i}]", a) for i, a in enumerate(self.anchors)]
+            self.anchors = [_check_like(name, a, p) for (name, a), p in zip(read, self.params, strict=True)]
+        tiles = self._given_tiles
         if tiles is None:
             tiles = [whole(i, p) for i, p in enumerate(self.params)]
         self.tiles = check_tiles(tiles, self.params)
@@ -170,29 +181,31 @@ class Plan:
                     )
         written = [(f"params[{i}]", p) for i, p in enumerate(self.params)]
         written += [(f"remainders[{i}]", r) for i, r in enumerate(self.remainders) if r is not None]
-        read = [] if self.anchors is None else [(f"anchors[{i}]", a) for i, a in enumerate(self.anchors)]
         check_memory(written, read)
-        self._written = written
-        self.seed, self.chain, _ = check_stream(seed=seed, chain=chain)
+        self._written, self._spans = written, spans([t for _, t in written])
         self.groups = self._group()
-        self._addresses = self._now()
+        self._stamp = self._now()
 
     def step(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
         """One update with the given gradients; raises before anything is written."""
-        grads = self._check_grads(grads)
+        self.run(self.check(grads, scalars), scalars, step)
+
+    def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> list[Tensor | None]:
+        """The gradients as `run` takes them; raises if the step cannot be made."""
+        if self._now() != self._stamp:  # a tensor was moved or changed, as by p.data = ...
+            self._place()
         if scalars.needs_anchor and self.anchors is None:
             raise ArgumentError("anchors is None: localization and box need them, give copies of the weights")
-        addresses = self._now()
-        if addresses != self._addresses:  # a tensor was moved, as by p.data = ...
-            self.groups, self._addresses = self._group(), addresses
+        return self._check_grads(grads)
+
+    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+        """One update with what `check` has returned since the last one."""
         with torch.no_grad():
             for backend, group in self.groups:
                 backend.sgld_step(group, grads, scalars, step)
-            if not any(backend.name == "reference" for backend, _ in self.groups):
-                moved = {tile.tensor for tile in self.tiles}
-                torch.autograd.graph.increment_version(
-                    [self.params[i] for i in moved if not self.params[i].is_inference()]
-                )
+                if backend.name != "reference":  # which PyTorch itself counts
+                    moved = [self.params[i] for i in {tile.tensor for tile in group.tiles}]
+                    torch.autograd.graph.increment_version([p for p in moved if not p.is_inference()])
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # addresses mean nothing elsewhere: a copy is None, and rebuilt
@@ -202,10 +215,10 @@ class Plan:
         """What runs the step, one name a device and dtype."""
         return sorted({backend.name for backend, _ in self.groups})
 
-    def _now(self) -> list[int]:
-        addresses = [p.data_ptr() for p in self.params]
-        addresses += [r.data_ptr() for r in self.remainders if r is not None]
-        return addresses + ([] if self.anchors is None else [a.data_ptr() for a in self.anchors])
+    def _now(self) -> list[object]:
+        stamp: list[object] = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in self.params]
+        stamp += [r.data_ptr() for r in self.remainders if r is not None]
+        return stamp + ([] if self.anchors is None else [a.data_ptr() for a in self.anchors])
 
     def _group(self) -> list[tuple[Backend, Group]]:
         kinds: dict[tuple[torch.device, Storage], list[Tile]] = {}
@@ -238,16 +251,16 @@ class Plan:
             )
 
     def _check_grads(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        if isinstance(grads, Tensor):
-            raise ArgumentTypeError("grads is a Tensor: give a list with one entry a parameter")
-        self._same_count("grads", grads)
-        pairs = zip(grads, self.params, strict=True)
-        return [None if g is None else _check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
+        values: list[Tensor | None] = as_list("grads", grads)
+        self._same_count("grads", values)
+        pairs = zip(values, self.params, strict=True)
+        values = [None if g is None else _check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
+        if touches(self._spans, [g for g in values if g is not None]):
+            check_memory(self._written, [(f"grads[{i}]", g) for i, g in enumerate(values) if g is not None])
+        return values
 
-    def _check_remainders(self, remainders: Sequence[Tensor | None] | None) -> list[Tensor | None]:
-        values: list[Tensor | None] = [None] * len(self.params) if remainders is None else list(remainders)
-        self._same_count("remainders", values)
-        for i, (r, p) in enumerate(zip(values, self.params, strict=True)):
+    def _check_remainders(self) -> None:
+        for i, (r, p) in enumerate(zip(self.remainders, self.params, strict=True)):
             if p.dtype != torch.bfloat16:
                 if r is not None:
                     raise ArgumentError(f"remainders[{i}] is given, but params[{i}] is {p.dtype}: give None")
@@ -266,10 +279,9 @@ class Plan:
                 )
             if expanded(r):
                 raise ArgumentError(f"remainders[{i}] is expanded: give a tensor with memory of its own")
-        return values
 
     def _check_tensor_ids(self, tensor_ids: Sequence[int] | None, tiled: bool) -> list[int]:
-        ids = list(range(len(self.params))) if tensor_ids is None else list(tensor_ids)
+        ids = list(range(len(self.params))) if tensor_ids is None else as_list("tensor_ids", tensor_ids)
         self._same_count("tensor_ids", ids)
         ids = [check_integer(f"tensor_ids[{i}]", v, maximum=2**32 - 1) for i, v in enumerate(ids)]
         if not tiled and len(set(ids)) != len(ids):
@@ -277,10 +289,15 @@ class Plan:
         return ids
 
 
+def as_list(name: str, values: object) -> list[Any]:
+    """The values as a list, if they are several in an order."""
+    if isinstance(values, Tensor | dict | str) or not isinstance(values, Iterable):
+        raise ArgumentTypeError(f"{name} is a {type(values).__name__}: give a list with one entry each")
+    return list(values)
+
+
 def _tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(values, Tensor | dict):
-        raise ArgumentTypeError(f"{name} is a {type(values).__name__}: give a list of tensors")
-    values = list(values)
+    values = as_list(name, values)
     if not values and name == "params":
         raise ArgumentError("params is empty: give at least one tensor")
     for i, t in enumerate(values):
@@ -289,7 +306,7 @@ def _tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
     return values
 
 
-def _check_param(i: int, p: Tensor) -> None:
+def _check_param(i: int | str, p: Tensor) -> None:
     if p.is_meta:
         raise ArgumentError(f"params[{i}] is a meta tensor without weights: load the model first")
     if p.layout != torch.strided:

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from .errors import ArgumentError, ArgumentTypeError
 
 WEIGHT_DECAY, LOCALIZATION, NOISE, BOX = 1, 2, 4, 8  # terms of a step, as kernels take them
-_LAYOUT = struct.Struct("<I12f12x")
+_LAYOUT = struct.Struct("<13I12x")
+_SMALLEST_NORMAL = 2.0**-126
 MAX_STEP = 2**32 - 1
 
 
 def check_scalar(name: str, value: object, *, minimum: float = 0.0) -> float:
     """`value` as a finite float >= minimum, or an error that names the argument."""
-    if isinstance(value, (bool, str)) or value is None:
+    if isinstance(value, (bool, str, bytes)) or value is None:
         raise ArgumentTypeError(f"{name} is {value!r}: give a number")
     try:
         number = float(value)  # type: ignore[arg-type]
+    except OverflowError as e:
+        raise ArgumentError(f"{name} is too large for a float: give a finite number") from e
     except (TypeError, ValueError, RuntimeError) as e:
         raise ArgumentTypeError(f"{name} is a {type(value).__name__}: give a number") from e
     if not math.isfinite(number):
@@ -50,8 +53,17 @@ def check_stream(*, seed: object, chain: object, step: object = 0) -> tuple[int,
 
 
 def to_float32(x: float) -> float:
-    """x rounded to the nearest fp32, ties to even."""
+    """x rounded to the nearest fp32, ties to even, also where the caller flushes fp32 subnormals to zero."""
+    if abs(x) < _SMALLEST_NORMAL:
+        return math.copysign(round(x * 2.0**149) * 2.0**-149, x)
     return float(struct.unpack("<f", struct.pack("<f", x))[0])
+
+
+def _bits(x: float) -> int:
+    """The bits of `to_float32(x)`."""
+    if abs(x) < _SMALLEST_NORMAL:
+        return round(abs(x) * 2.0**149) | (math.copysign(1.0, x) < 0) << 31
+    return int(struct.unpack("<I", struct.pack("<f", x))[0])
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,15 @@ class Scalars:
             noise_level=check_scalar("noise_level", noise_level),
             box=None if box is None else check_scalar(box_name, box),
         )
-        for name in ("nbeta", "localization", "weight_decay", "c1", "c2", "box"):
-            value = getattr(scalars, name)
-            if value is not None and abs(value) > 3.4e38:
+        for name, value in (
+            ("nbeta", scalars.nbeta),
+            ("localization", scalars.localization),
+            ("weight_decay", scalars.weight_decay),
+            ("lr", scalars.lr),
+            ("sqrt(lr) * noise_level", scalars.c2),
+            (box_name, scalars.box or 0.0),
+        ):
+            if value > 3.4e38:
                 raise ArgumentError(f"{name} is {value}: too large for fp32")
         return scalars
 
@@ -124,16 +142,16 @@ class Scalars:
         box = 0.0 if self.box is None else self.box
         return _LAYOUT.pack(
             step,
-            self.nbeta,
-            self.weight_decay,
-            self.localization,
-            self.c1,
-            self.c2,
-            0.0,
-            0.0,
-            0.0,
-            box,
-            self.lr if self.lr < 3.4e38 else 0.0,
-            0.0,
-            0.0,
+            _bits(self.nbeta),
+            _bits(self.weight_decay),
+            _bits(self.localization),
+            _bits(self.c1),
+            _bits(self.c2),
+            0,
+            0,
+            0,
+            _bits(box),
+            _bits(self.lr),
+            0,
+            0,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
@@ -89,7 +90,8 @@ def check_tiles(tiles: Sequence[Tile], params: Sequence[Tensor]) -> list[Tile]:
             )
         if tile.start + (tile.rows - 1) * tile.global_stride + tile.cols > MAX_ELEMENTS:
             raise ArgumentError(f"tiles[{i}] reaches beyond element 2^58 of the full parameter")
-        if tile.rows > 1 and tile.stride == tile.global_stride == tile.cols:
+        touching = tile.rows > 1 and tile.stride == tile.global_stride == tile.cols
+        if touching and params[tile.tensor].is_contiguous():
             n = tile.numel
             tile = Tile(tile.tensor, 1, n, tile.offset, n, tile.start, n, tile.chain)
         kept.append(tile)
@@ -148,9 +150,29 @@ def check_memory(written: Sequence[tuple[str, Tensor]], read: Sequence[tuple[str
             if (entry[4] or other[4]) and _share(entry, other):
                 raise ArgumentError(
                     f"{other[2]} and {entry[2]} share memory: give each tensor once, and copies "
-                    "(.clone()) of the weights as anchors"
+                    "(.clone()) of the weights as anchors and gradients"
                 )
         active.append(entry)
+
+
+def spans(tensors: Sequence[Tensor]) -> npt.NDArray[np.uint64]:
+    """The bytes that tensors lie within, as disjoint ranges in order: first and one-past-last addresses, (2, n)."""
+    merged: list[list[int]] = []
+    for low, high in sorted(extent(t) for t in tensors if t.numel()):
+        if merged and low <= merged[-1][1]:
+            merged[-1][1] = max(high, merged[-1][1])
+        else:
+            merged.append([low, high])
+    return np.array(merged, dtype=np.uint64).reshape(-1, 2).T
+
+
+def touches(ranges: npt.NDArray[np.uint64], tensors: Sequence[Tensor]) -> bool:
+    """Whether a contiguous tensor reaches into one of the ranges that `spans` gave."""
+    low = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
+    high = low + np.array([t.nbytes for t in tensors], dtype=np.uint64)
+    at = np.searchsorted(ranges[1], low, side="right")  # the first range that ends behind its start
+    inside = at < ranges.shape[1]
+    return bool(np.any(ranges[0][at[inside]] < high[inside]))
 
 
 def _share(a: tuple[int, int, str, Tensor, bool], b: tuple[int, int, str, Tensor, bool]) -> bool:
