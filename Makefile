@@ -17,6 +17,10 @@ $(BIN)/python:
 $(READY): $(BIN)/python $(SOURCES)
 	$(PIP) install -q -c constraints.txt torch numpy pybind11 scikit-build-core cmake ninja
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,triton]'
+	# The redirect names every module; the paths beside it would put the checkout and its parent on sys.path.
+	$(BIN)/python -c "import pathlib, sysconfig; \
+	p = pathlib.Path(sysconfig.get_path('purelib'), '_editable_skbc_llc_fast.pth'); \
+	p.write_text(p.read_text().splitlines()[0] + chr(10))"
 	touch $@
 
 demo: $(READY)

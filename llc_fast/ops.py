@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,6 +184,7 @@ class Plan:
         written += [(f"remainders[{i}]", r) for i, r in enumerate(self.remainders) if r is not None]
         check_memory(written, read)
         self._written, self._spans = written, spans([t for _, t in written])
+        self._sizes = np.array([p.nbytes for p in self.params], dtype=np.uint64)
         self.groups = self._group()
         self._stamp = self._now()
 
@@ -255,7 +257,7 @@ class Plan:
         self._same_count("grads", values)
         pairs = zip(values, self.params, strict=True)
         values = [None if g is None else _check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
-        if touches(self._spans, [g for g in values if g is not None]):
+        if touches(self._spans, values, self._sizes):
             check_memory(self._written, [(f"grads[{i}]", g) for i, g in enumerate(values) if g is not None])
         return values
 

@@ -166,13 +166,14 @@ def spans(tensors: Sequence[Tensor]) -> npt.NDArray[np.uint64]:
     return np.array(merged, dtype=np.uint64).reshape(-1, 2).T
 
 
-def touches(ranges: npt.NDArray[np.uint64], tensors: Sequence[Tensor]) -> bool:
-    """Whether a contiguous tensor reaches into one of the ranges that `spans` gave."""
-    low = np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
-    high = low + np.array([t.nbytes for t in tensors], dtype=np.uint64)
+def touches(
+    ranges: npt.NDArray[np.uint64], tensors: Sequence[Tensor | None], sizes: npt.NDArray[np.uint64]
+) -> bool:
+    """Whether a contiguous tensor of so many bytes reaches into one of the ranges that `spans` gave."""
+    low = np.array([0 if t is None else t.data_ptr() for t in tensors], dtype=np.uint64)
     at = np.searchsorted(ranges[1], low, side="right")  # the first range that ends behind its start
     inside = at < ranges.shape[1]
-    return bool(np.any(ranges[0][at[inside]] < high[inside]))
+    return bool(np.any(ranges[0][at[inside]] < (low + sizes)[inside]))
 
 
 def _share(a: tuple[int, int, str, Tensor, bool], b: tuple[int, int, str, Tensor, bool]) -> bool:

@@ -166,17 +166,17 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
     assert python(program, tmp_path) == []
 
 
-@pytest.mark.parametrize("cwd", ["elsewhere", "the checkout"])
-def test_kernels_is_no_module_of_its_own(cwd, tmp_path):
+def test_kernels_is_no_module_of_its_own(tmp_path):
     # An unrelated package on PyPI has this name, and transformers looks for it.
     program = (
-        "import importlib.util, sys; sys.path[:] = [p for p in sys.path if p]; "
-        "spec = importlib.util.find_spec('kernels'); print(spec and spec.origin); "
-        "import llc_fast; print(importlib.util.find_spec('llc_fast.kernels').name)"
+        "import importlib.util as u, sys; spec = u.find_spec('kernels'); print(spec and spec.origin); "
+        f"print(u.find_spec('llc_fast.kernels').name, {str(ROOT)!r} in sys.path)"
     )
-    origin, name = python(program, ROOT if cwd == "the checkout" else tmp_path)
-    assert origin == "None" or not Path(origin).is_relative_to(ROOT / "kernels")
+    origin, name, on_path = python(program, tmp_path)
     assert name == "llc_fast.kernels"
+    if on_path == "True":
+        pytest.skip("an editable install that `make` did not do puts the checkout's root on the path")
+    assert not Path(origin).is_relative_to(ROOT)
 
 
 def test_transformers_works_in_the_checkout_s_root():
@@ -188,6 +188,6 @@ def test_transformers_works_in_the_checkout_s_root():
         "print(tuple(t.GPTNeoXForCausalLM(config)(torch.arange(6).view(1, 6)).logits.shape)); "
         "print(llc_fast.normal(1, seed=0, step=0, tensor_id=0).item())"
     )
-    *shape, z = python(program, ROOT)
+    *shape, z = python(program, ROOT)  # where `import kernels` finds ours
     assert shape == ["(1,", "6,", "9)"]
     assert float(z) == pytest.approx(-1.6013, abs=1e-4)

@@ -150,8 +150,10 @@ def test_shared_memory_is_found_exactly():
             else:
                 check_memory(written, read)
         check_memory([], [("t", t), ("u", u)])
-        assert touches(spans([t]), [u]) or not (shared and u.is_contiguous())
-        assert not touches(spans([t]), [u.clone()])
+        size = np.array([u.nbytes], dtype=np.uint64)
+        assert touches(spans([t]), [u], size) or not (shared and u.is_contiguous())
+        assert not touches(spans([t]), [u.clone()], size)
+        assert not touches(spans([t]), [None], size)
     assert outcomes == {True, False}
 
 
@@ -162,7 +164,8 @@ def test_touching_ranges_are_found():
     for low in range(100):
         for high in range(low + 1, min(low + 30, 100)):
             inside = (low < 30 and high > 10) or (low < 50 and high > 40)
-            assert touches(ranges, [base[:5], base[low:high]]) == inside
+            sizes = np.array([20, 4 * (high - low)], dtype=np.uint64)
+            assert touches(ranges, [base[:5], base[low:high]], sizes) == inside
 
 
 def test_expanded_is_true_where_elements_share_memory():
