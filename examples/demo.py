@@ -30,6 +30,7 @@ SETTINGS = {
     "--context": "64",
     "--max-sequences": "640",
     "--seed": "1",
+    "--threads": "1",  # steps of a few ms are too short to be shared
 }
 
 
