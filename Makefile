@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
+# Threads that spin while they wait slow each other down when several test processes share the cores.
+test test-all: export OMP_WAIT_POLICY = passive
+
 .PHONY: demo test test-all lint format bench sass sanitize clean install
 
 install: $(READY)
