@@ -118,7 +118,8 @@ def explain(result: dict[str, Any]) -> str:
    {step:.0%} high or more, and another nbeta or localization gives other values. Rank heads by them; do not compare
    them with numbers from other settings.
 
-   Are the chains healthy? R-hat near 1 says that they agree; of the loss it was at most {max(r_hats):.2f}.
+   Are the chains healthy? R-hat near 1 says that they agree; of the loss it was at most {max(r_hats):.2f}. A value is
+   marked where R-hat is above 1.05 and above what chance alone gives so few draws.
    {marked} of {len(result["cells"])} values carry a mark. {chance if marked else ""}
 
    The picture   {OUT / "result" / "heatmap.png"}: layers x heads on code, on prose, and the difference

@@ -71,6 +71,16 @@ class LLCResult:
         half = t_quantile((1 + level) / 2, self.dof) * self.mcse
         return self.llc_mean - half, self.llc_mean + half
 
+    @property
+    def settled(self) -> bool:
+        """Whether no chain died, R-hat is as chance allows, and the value is one that a minimum can have."""
+        return not self.dead_chains and not any(note.startswith(_UNSETTLED) for note in self.notes)
+
+    @property
+    def at_minimum(self) -> bool:
+        """Whether w0 passes for a local minimum of this dataset's loss: only then is the value to be ranked."""
+        return not any(note.startswith(_NO_MINIMUM) for note in self.notes)
+
     def to_dict(self, *, arrays: bool = False) -> dict[str, Any]:
         """The result as JSON takes it: NaN and infinities become None; loss_trace is there if arrays are wanted."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -84,14 +94,21 @@ class LLCResult:
         low, high = self.interval()
         chains = " ".join("dead" if math.isnan(x) else f"{x:.4g}" for x in self.llc_per_chain[:16])
         more = f" and {len(self.llc_per_chain) - 16} more" if len(self.llc_per_chain) > 16 else ""
+        live = int(np.isfinite(self.llc_per_chain).sum())
+        std = f" (std {self.llc_std:.2g})" if live > 1 else ""
         s = self.settings
         rows = [
             ("component", f"{s['component']} ({s['weights']:,} weights)"),
             ("LLC", f"{self.llc_mean:.5g} ± {self.mcse:.2g}"),
             ("95 % interval", f"{low:.5g} to {high:.5g}"),
-            ("chains", f"{chains}{more} (std {self.llc_std:.2g})"),
+            ("chains", f"{chains}{more}{std}"),
             ("R-hat", f"{self.r_hat:.3f} of the loss, {self.r_hat_distance:.3f} of |w - w0|^2"),
-            ("ESS", f"{self.ess:.0f}, of {self.basis} a chain" if not math.isnan(self.ess) else "nan"),
+            (
+                "ESS",
+                f"{self.ess:.0f}, of {live} chains x {self.basis}"
+                if not math.isnan(self.ess)
+                else "not known",
+            ),
             ("loss at w0", f"{self.init_loss:.6g}"),
             ("settings", ", ".join(f"{name} {s[name]:g}" for name in ("lr", "nbeta", "localization"))),
         ]
@@ -131,6 +148,11 @@ class Facts:
     unhashed: str
 
 
+# How notes begin that say a value is not to be relied on.
+_R_HAT, _TOO_LARGE, _NO_MINIMUM = "R-hat of ", "LLC exceeds ", "w0 is not a local minimum"
+_UNSETTLED = (_R_HAT, _TOO_LARGE)
+
+
 def remarks(r: LLCResult, facts: Facts) -> Iterator[str]:
     """What a reader of the result must know, in sentences."""
     s, size = r.settings, abs(r.llc_mean)
@@ -151,9 +173,14 @@ def remarks(r: LLCResult, facts: Facts) -> Iterator[str]:
     for name, value in (("the loss", r.r_hat), ("|w - w0|^2", r.r_hat_distance)):
         if value > max(1.05, facts.r_hat_chance):
             yield (
-                f"R-hat of {name} is {value:.3f} (1.05 is good; by chance alone up to {facts.r_hat_chance:.3f}): the "
+                f"{_R_HAT}{name} is {value:.3f} (1.05 is good; by chance alone up to {facts.r_hat_chance:.3f}): the "
                 "chains have not settled, give more burn-in and draws."
             )
+    if r.llc_mean - 2 * r.mcse > s["weights"] / 2:
+        yield (
+            f"{_TOO_LARGE}{s['weights'] / 2:g}, half the number of weights, the most that a smooth loss has at a "
+            "minimum: the step is too large for its curvature, lower lr or nbeta."
+        )
     if r.ess < 20:
         yield f"ESS is {r.ess:.0f}, on {r.basis} a chain: below 20 the standard error is uncertain, give more draws."
     if abs(r.order_bias) > 0.01 * size:
@@ -163,7 +190,7 @@ def remarks(r: LLCResult, facts: Facts) -> Iterator[str]:
         )
     if abs(r.gradient_term) - 2 * facts.gradient_term_error > 0.2 * size:
         yield (
-            f"w0 is not a local minimum of this dataset's loss: its gradient there gives {r.gradient_term:.4g} of "
+            f"{_NO_MINIMUM} of this dataset's loss: its gradient there gives {r.gradient_term:.4g} of "
             f"{r.llc_mean:.4g} (without it {r.llc_mean - r.gradient_term:.4g}). Do not rank this value against minima."
         )
     if s["pool_samples"] is not None and s["pool_samples"] < 20 * s["nbeta"]:

@@ -172,3 +172,16 @@ def test_the_example_runs():
     """Its tolerance is 4 standard errors."""
     module = importlib.import_module("llc_fast.estimate")
     assert doctest.testmod(module) == (0, 5)
+
+
+def test_a_value_that_no_minimum_can_have_is_called_out() -> None:
+    # At lr * a = 3.2 the chain of a quadratic is stable, with five times its variance at lr = 0: LLC 2.5 a weight.
+    model = nn.Linear(64, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    x = torch.eye(64) * 8
+    result = estimate_llc(
+        model, lambda m, x: m(x).square() / 2, [x], lr=0.032, nbeta=100.0, localization=0.0, num_draws=200
+    )
+    assert result.llc_mean > 32
+    assert not result.settled
+    assert any(note.startswith("LLC exceeds 32") for note in result.notes)

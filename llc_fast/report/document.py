@@ -16,7 +16,7 @@ from ..results import LLCResult
 
 UNSETTLED, NO_MINIMUM = "†", "‡"
 MARKS = {
-    UNSETTLED: "chains died, or R-hat says that they have not settled",
+    UNSETTLED: "chains died, have not settled (R-hat), or took too large steps",
     NO_MINIMUM: "not at a minimum of this dataset's loss: not to be ranked",
 }
 
@@ -45,9 +45,7 @@ class Cell:
         """What its reader must see beside the number."""
         if self.result is None:
             return UNSETTLED
-        unsettled = self.result.dead_chains or any(n.startswith("R-hat") for n in self.result.notes)
-        no_minimum = any(n.startswith("w0 is not a local minimum") for n in self.result.notes)
-        return UNSETTLED * bool(unsettled) + NO_MINIMUM * no_minimum
+        return UNSETTLED * (not self.result.settled) + NO_MINIMUM * (not self.result.at_minimum)
 
 
 class Table:
