@@ -15,11 +15,14 @@ import sass  # noqa: E402
 
 
 @pytest.mark.slow
-def test_compiled_kernels_keep_the_rules():
-    if shutil.which("nvcc") is None:
+@pytest.mark.parametrize("language", sass.SOURCES)
+def test_compiled_kernels_keep_the_rules(language: str):
+    if language == "cuda" and shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
+    if language == "triton":
+        pytest.importorskip("triton")
     script = str(ROOT / "benchmarks" / "sass.py")
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, script, "--language", language], capture_output=True, text=True)
     if run.returncode == 2:
         pytest.skip(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
