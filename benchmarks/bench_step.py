@@ -20,7 +20,7 @@ from _timing import Timing, interleave, machine
 from torch import Tensor
 
 from llc_fast.backends import cpu_backend
-from llc_fast.ops import Plan
+from llc_fast.plan import Plan
 from llc_fast.scalars import Scalars
 
 LR, NBETA, LOCALIZATION = 1e-6, 30.0, 100.0

@@ -18,7 +18,7 @@ from .backends import check_name
 from .diagnostics import Array
 from .errors import ArgumentError, ArgumentTypeError, ChainError, ModelError
 from .group import STORAGES
-from .ops import Plan
+from .plan import Plan
 from .results import Facts, LLCResult, data_digest, remarks, weights_digest
 from .sampling import (
     Baseline,

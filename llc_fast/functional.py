@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError, ComponentError
-from .ops import Plan, _check_param, as_list
+from .plan import Plan, as_list, check_param
 from .scalars import Scalars, check_stream
 from .types import Selection, Tile
 
@@ -75,7 +75,7 @@ def init(
     if not isinstance(tensor_ids, Mapping | None):
         raise ArgumentTypeError(f"tensor_ids is a {type(tensor_ids).__name__}: give a number by name")
     for name, p in params.items():
-        _check_param(repr(name), p)
+        check_param(repr(name), p)
     table = dict(selection.tensor_ids) if selection is not None else None
     if tensor_ids is not None:
         table = dict(tensor_ids)

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import backends
 from .errors import ArgumentError, ArgumentTypeError, LlcFastError
 from .functional import plain_name
-from .ops import Plan, _check_param
+from .plan import Plan, check_param
 from .scalars import MAX_STEP, Scalars, check_stream
 from .tiles import check_memory
 
@@ -84,7 +84,7 @@ class SGLD(torch.optim.Optimizer):
         try:
             _check(group)
             for i, p in enumerate(group["params"]):
-                _check_param(i, p)
+                check_param(i, p)
             every = [p for g in self.param_groups for p in g["params"]]
             check_memory([(f"params[{i}]", p) for i, p in enumerate(every)], [])
             self._tensor_ids()

@@ -19,7 +19,7 @@ import llc_fast
 from conftest import ON_GPU
 from llc_fast import backends, errors
 from llc_fast.backends import cuda_backend
-from llc_fast.ops import Plan
+from llc_fast.plan import Plan
 from llc_fast.scalars import Scalars
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import llc_fast
 from llc_fast import Tile, backends, group
 from llc_fast.backends import cuda_backend, reference_backend
-from llc_fast.ops import Plan
+from llc_fast.plan import Plan
 from llc_fast.scalars import Scalars
 
 DTYPES = [torch.float32, torch.bfloat16]

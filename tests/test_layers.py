@@ -22,6 +22,7 @@ LAYERS = [
     {"tiles", "reference"},
     {"group"},
     {"backends"},
+    {"plan"},
     {"ops"},
     {"selection", "data", "models"},
     {"functional"},

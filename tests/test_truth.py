@@ -10,7 +10,7 @@ from torch import nn
 
 from llc_fast import exact
 from llc_fast.estimate import estimate_llc
-from llc_fast.ops import Plan
+from llc_fast.plan import Plan
 from llc_fast.reference import join
 from llc_fast.scalars import Scalars
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ..noise import BATCH_ORDER, chain_key, words
-from ..ops import Plan
+from ..plan import Plan
 from ..scalars import Scalars
 from .displacement import Displacement
 from .problem import Problem, mean
