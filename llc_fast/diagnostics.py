@@ -45,7 +45,7 @@ def r_hat(values: Array) -> float:
 
     values: (chains, draws). NaN for fewer than 4 draws and where all values are equal or one is not finite;
     infinite where no chain moves but they differ.
-    Source: Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16:667, eq. 4 and 14.
+    Source: Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, Bayesian Analysis 16:667.
     """
     if values.shape[1] < 4 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return math.nan
@@ -73,7 +73,7 @@ def ess(values: Array) -> float:
 
     values: (chains, draws). NaN for fewer than 10 draws and where all values are equal or one is not finite.
     With few draws it looks at few lags, and so cannot fall far: at 10 to 13 draws not below a quarter of all.
-    Source: Vehtari et al. 2021, eq. 10 to 13 on rank-normalised split chains, with Geyer's initial monotone
+    Source: Vehtari et al. 2021, on rank-normalised split chains, with Geyer's initial monotone
     sequence.
     """
     if values.shape[1] < MIN_ESS_DRAWS or not np.isfinite(values).all() or np.ptp(values) == 0:

@@ -97,7 +97,7 @@ def sgld_step_(
     """One SGLD step in place; a pure function of its arguments, with the same bits on every backend.
 
     w <- w - lr/2 (nbeta g + weight_decay w + localization (w - w0)) + sqrt(lr) noise_level z, then w is
-    clamped to w0 +- box if a box is given (arXiv 2308.12108, eq. 16 of Lau et al.; Welling & Teh 2011).
+    clamped to w0 +- box if a box is given (Welling & Teh 2011; Lau et al. 2023, arXiv 2308.12108).
 
     params: fp32, bf16 or fp64 tensors of any shape, made of rows of adjacent elements. grads: same shapes and
     dtypes, None for +0. anchors: w0, same shapes and dtypes; None if neither localization nor box is used.

@@ -92,7 +92,7 @@ def chain_llc(
 
     Draw j is the state after num_burnin_steps + j num_steps_bw_draws updates, j = 0 ... num_draws - 1,
     so that without burn-in the first draw is w0 itself. The rest is as in `chain_loss`. Raises
-    `ArgumentError` for counts out of range. Source: Lau et al. 2023, algorithm 1.
+    `ArgumentError` for counts out of range. Source: Lau et al. 2023.
 
     >>> chain_llc([1.0], nbeta=1.0, lr=1.0, num_draws=3)
     0.375

@@ -29,7 +29,7 @@ def sghmc_variance(
     precision: a, (d,). friction: A, between 0 and 2. drift_variance: nbeta^2 times the variance of
     the minibatch gradient, one number or (d,). Raises `ArgumentError` where a <= 0 or
     lr a >= 4 - 2A, where nothing is stationary. Source: the covariance of the linear recursion;
-    the sampler is Chen, Fox & Guestrin 2014, arXiv 1402.4102, equation 15.
+    the sampler is Chen, Fox & Guestrin 2014, arXiv 1402.4102.
 
     >>> sghmc_variance([1.0], lr=1.0, friction=1.0)
     array([2.])

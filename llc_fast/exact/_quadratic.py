@@ -134,7 +134,7 @@ def restricted_llc(
     others. Over a partition of the coordinates, at lr = 0, these sum to at least the full LLC: h/(h + c)
     is concave and the full eigenvalues majorize the blocks'. Source: Wang et al. 2024,
     arXiv 2410.02984, for the restricted LLC; Marshall, Olkin & Arnold 2011,
-    Inequalities, section 9.C, for the majorization.
+    Inequalities, for the majorization.
 
     >>> restricted_llc([[1.0, 0.5], [0.5, 1.0]], [1], nbeta=9.0, localization=1.0)
     0.45

@@ -24,7 +24,7 @@ def precision(
 
     hessian: eigenvalues (d,), or the matrix (d, d), to whose diagonal the rest is added. Raises
     `ArgumentError` for a nbeta that is not positive. Source: Lau et al. 2023, arXiv 2308.12108, the
-    localized posterior of section 4.
+    localized posterior.
 
     >>> precision([1.0, 0.0], nbeta=30.0, localization=2.0)
     array([32.,  2.])
