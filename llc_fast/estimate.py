@@ -34,11 +34,10 @@ from .sampling import (
     read_pool,
     run_chain,
     seed_losses,
-    view,
 )
 from .scalars import MAX_STEP, Scalars, check_integer
 from .selection import Component, named_parameters, parameter_table, select
-from .tiles import locate
+from .tiles import locate, view
 from .types import Selection, Tile
 
 GRADIENT_BATCHES = 64  # of a larger pool, the gradients at w0 of this many are taken

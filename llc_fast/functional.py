@@ -11,9 +11,8 @@ from torch import Tensor
 from .errors import ArgumentError, ArgumentTypeError, ComponentError
 from .plan import Plan, as_list, check_param
 from .scalars import Scalars, check_stream
+from .selection.names import WRAPPERS
 from .types import Selection, Tile
-
-WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 Named = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 Values = Mapping[str, Tensor | None] | Sequence[Tensor | None]

@@ -64,6 +64,14 @@ def locate(t: Tensor, tile: Tile) -> tuple[int, int] | None:
     return row * stride + col, tile.stride // cols * stride
 
 
+def view(t: Tensor, tile: Tile) -> Tensor:
+    """The (rows, cols) part of a tensor that a tile names; the tile must be a box of its memory."""
+    t = t.detach()
+    place = locate(t, tile)
+    assert place is not None  # whoever made the plan has checked it
+    return t.as_strided((tile.rows, tile.cols), (place[1], 1), t.storage_offset() + place[0])
+
+
 def check_tiles(tiles: Sequence[Tile], params: Sequence[Tensor]) -> list[Tile]:
     """Tiles within their tensors and disjoint, one-row where rows touch; empty ones dropped."""
     kept = []

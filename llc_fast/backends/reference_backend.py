@@ -11,8 +11,7 @@ from .. import noise, reference
 from ..errors import BackendError
 from ..group import Backend, Group, Storage
 from ..scalars import Scalars
-from ..tiles import locate
-from ..types import Tile
+from ..tiles import view
 
 
 class Reference:
@@ -28,10 +27,10 @@ class Reference:
             g, lo = grads[i], group.remainders[i]
             for tile in reference.chunks(whole):
                 reference.sgld_step(
-                    _view(group.params[i], tile),
-                    None if g is None else _view(g, tile),
-                    None if anchor is None else _view(anchor, tile),
-                    None if lo is None else _view(lo, tile),
+                    view(group.params[i], tile),
+                    None if g is None else view(g, tile),
+                    None if anchor is None else view(anchor, tile),
+                    None if lo is None else view(lo, tile),
                     tile,
                     key,
                     group.tensor_ids[i],
@@ -46,13 +45,6 @@ class Reference:
             part = out[i : i + reference.CHUNK]
             index = torch.arange(part.numel(), dtype=torch.int64, device=out.device) + (start + i)
             part.copy_(noise.normal_at(index, key, step=step, tensor_id=tensor_id, domain=domain))
-
-
-def _view(t: Tensor, tile: Tile) -> Tensor:
-    t = t.detach()
-    place = locate(t, tile)
-    assert place is not None  # Plan has checked it
-    return t.as_strided((tile.rows, tile.cols), (place[1], 1), t.storage_offset() + place[0])
 
 
 def load(option: str) -> Backend:

@@ -1,7 +1,7 @@
 """Chains of SGLD on a model, one after another."""
 
 from .chain import Progress, Schedule, Trace, batch_order, run_chain, seed_losses
-from .displacement import Displacement, view
+from .displacement import Displacement
 from .problem import Baseline, LossFn, Problem, baseline, borrowed, kept_rng, read_pool
 
 __all__ = [
@@ -19,5 +19,4 @@ __all__ = [
     "read_pool",
     "run_chain",
     "seed_losses",
-    "view",
 ]

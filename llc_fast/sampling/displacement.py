@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference import chunks, join
-from ..tiles import locate
+from ..tiles import view
 from ..types import Tile
 
 
@@ -88,11 +88,3 @@ def _sum(parts: Sequence[Tensor]) -> float:
     for device in dict.fromkeys(part.device for part in parts):
         total += float(torch.stack([p.double() for p in parts if p.device == device]).sum())
     return total
-
-
-def view(t: Tensor, tile: Tile) -> Tensor:
-    """The (rows, cols) part of a tensor that a tile names."""
-    place = locate(t, tile)
-    assert place is not None  # Plan has checked it
-    t = t.detach()
-    return t.as_strided((tile.rows, tile.cols), (place[1], 1), t.storage_offset() + place[0])

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ArgumentTypeError, ComponentError, ModelError
 
 # torch.compile, FSDP1 and activation checkpointing put their module under these names.
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 @dataclass(frozen=True)
@@ -115,4 +115,4 @@ def _wraps(modules: Mapping[str, nn.Module], parent: list[str], part: str) -> bo
     if part == "module":
         owner = modules.get(".".join(parent))
         return isinstance(owner, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    return part in _WRAPPERS
+    return part in WRAPPERS
