@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from llc_fast.errors import ArgumentTypeError, ComponentError, ModelError
+from llc_fast.errors import ArgumentTypeError, ComponentError
 from llc_fast.selection import components, create_param_masks, expand, select
 from llc_fast.types import Box, Selection
 
@@ -48,32 +47,15 @@ class Plain(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
 
-class Homemade(nn.Module):
-    """A transformer of nobody's library, with its own words for things."""
-
-    def __init__(self, **heads: int) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(n_layers=2, **heads)
-        self.tok_embeddings = nn.Embedding(11, 12)
-        self.blocks = nn.ModuleList(nn.ModuleDict() for _ in range(2))
-        for block in self.blocks:
-            wide, narrow = nn.Linear(12, 16), nn.Linear(12, 8)
-            block["mixing"] = nn.ModuleDict(
-                {"wq": wide, "wk": narrow, "wv": nn.Linear(12, 8), "wo": nn.Linear(16, 12)}
-            )
-            block["feed_forward"] = nn.Linear(12, 12)
-        self.output = nn.Linear(12, 11)
-
-
 def elements(selection: Selection) -> dict[str, set[int]]:
     return {name: set(selection.mask(name).view(-1).nonzero().view(-1).tolist()) for name in selection.boxes}
 
 
 def test_all_names_of_a_model_exist_and_select(llama):
     names = components(llama)
-    assert names[:9] == ["full", "embed", "unembed", "l0", "l0 attn", "l0 mlp", "l0h0", "l0h1", "l0h2"]
+    assert names[:7] == ["full", "embed", "unembed", "norms", "final_norm", "l0", "l0 attn"]
     assert [n for n in names if n.startswith("l1")] == [
-        "l1", "l1 attn", "l1 mlp", "l1h0", "l1h1", "l1h2", "l1h3", "l1g0", "l1g1",
+        "l1", "l1 attn", "l1 mlp", "l1 norms", "l1h0", "l1h1", "l1h2", "l1h3", "l1g0", "l1g1",
     ]  # fmt: skip
     assert set(names) > {n for n, _ in llama.named_parameters()}
     for name in names:
@@ -96,8 +78,10 @@ def test_a_layer_and_its_parts(llama):
     layer, attn, mlp = (set(select(llama, name).boxes) for name in ("l1", "l1 attn", "l1 mlp"))
     norms = {f"{prefix}input_layernorm.weight", f"{prefix}post_attention_layernorm.weight"}
     assert layer == {n for n, _ in llama.named_parameters() if n.startswith(prefix)}
-    assert layer - attn - mlp == norms
+    assert layer - attn - mlp == norms == set(select(llama, "l1 norms").boxes)
     assert not attn & mlp
+    assert select(llama, "norms").boxes.keys() == {n for n, _ in llama.named_parameters() if "norm" in n}
+    assert list(select(llama, "final_norm").boxes) == ["model.norm.weight"]
 
 
 def test_boxes_of_a_head(llama):
@@ -118,6 +102,23 @@ def test_boxes_of_a_head(llama):
     assert neox["gpt_neox.layers.1.attention.query_key_value.weight"] == (Box(3 * 18 * 24, 18, 24, 24),)
 
 
+def test_boxes_of_neurons(llama):
+    p = "model.layers.1.mlp."
+    assert select(llama, "l1n3").boxes == {
+        f"{p}down_proj.weight": (Box(3, 24, 1, 20),),
+        f"{p}gate_proj.weight": (Box(3 * 24, 1, 24, 24),),
+        f"{p}up_proj.weight": (Box(3 * 24, 1, 24, 24),),
+    }
+    some = select(llama, "l1n3:7")
+    assert some.boxes[f"{p}up_proj.weight"] == (Box(3 * 24, 4, 24, 24),)
+    assert some.boxes[f"{p}down_proj.weight"] == (Box(3, 24, 4, 20),)
+    assert some.component == "l1n3:7"
+    assert some.boxes == select(llama, ["l1n6", "l1n3:6"]).boxes
+    assert select(llama, "L1 N 3:4") == select(llama, "l1n3")
+    assert select(llama, "l1h2:4").boxes == select(llama, "l1g1").boxes == select(llama, "l1g1:2").boxes
+    assert select(llama, "l1n*").boxes == select(llama, "l1 mlp").boxes
+
+
 @pytest.mark.parametrize("text", ["l1h3", "L1H3", " l1 h3 ", "L1 H3", "l01h3", "l1h3 + L1 h3"])
 def test_spellings_of_one_head(llama, text):
     assert select(llama, text) == select(llama, "l1h3")
@@ -127,6 +128,10 @@ def test_embeddings():
     assert list(select(model_of("llama"), "embed").boxes) == ["model.embed_tokens.weight"]
     assert list(select(model_of("llama"), "unembed").boxes) == ["lm_head.weight"]
     tied = model_of("gpt2")
+    assert list(select(tied, "pos_embed").boxes) == ["transformer.wpe.weight"]
+    assert list(select(tied, "final_norm").boxes) == ["transformer.ln_f.bias", "transformer.ln_f.weight"]
+    with pytest.raises(ComponentError, match="no position embedding was found in this LlamaForCausalLM"):
+        select(model_of("llama"), "pos_embed")
     assert list(select(tied, "embed").boxes) == list(select(tied, "unembed").boxes) == ["lm_head.weight"]
     with pytest.raises(ComponentError, match="unembedding"):
         select(model_of("llama").model, "unembed")
@@ -149,7 +154,10 @@ def test_globs(llama):
     assert expand(llama, "L0 H[12]") == ["l0h1", "l0h2"]
     assert expand(llama, "l?g1") == ["l0g1", "l1g1"]
     assert expand(llama, "*mlp*") == ["l0 mlp", "l1 mlp"]
-    assert expand(llama, "l1*")[:4] == ["l1", "l1 attn", "l1 mlp", "l1h0"]
+    assert expand(llama, "l1*")[:5] == ["l1", "l1 attn", "l1 mlp", "l1 norms", "l1h0"]
+    assert expand(llama, "L* Norms") == ["l0 norms", "l1 norms"]
+    assert expand(llama, "l0n*") == [f"l0n{n}" for n in range(20)]
+    assert expand(llama, "l?n1[89]") == ["l0n18", "l0n19", "l1n18", "l1n19"]
     assert expand(llama, "l1 H2") == ["l1h2"]
     assert expand(llama, "l1h3 + L1h2") == ["l1h2 + l1h3"]  # a union is one cell
     assert expand(llama, "*.0.mlp.*proj.weight") == [
@@ -192,68 +200,18 @@ def test_plain_modules_have_full_and_their_parameters():
         select(nn.ReLU(), "full")
 
 
-def test_a_homemade_transformer_is_found_by_structure():
-    model = Homemade(n_heads=4)
-    head = select(model, "l1h3")
-    assert head.boxes["blocks.1.mixing.wq.weight"] == (Box(12 * 12, 4, 12, 12),)
-    assert head.boxes["blocks.1.mixing.wk.bias"] == (Box(4, 1, 4, 4),)
-    assert head.boxes["blocks.1.mixing.wo.weight"] == (Box(12, 12, 4, 16),)
-    assert list(select(model, "unembed").boxes) == ["output.bias", "output.weight"]
-    assert list(select(model, "embed").boxes) == ["tok_embeddings.weight"]
-    assert list(select(model, "l0 mlp").boxes) == [
-        "blocks.0.feed_forward.bias",
-        "blocks.0.feed_forward.weight",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("heads", "message"),
-    [
-        ({}, "how many heads"),
-        ({"n_heads": 3}, r"q: 12 -> 16.*3 heads of 5"),
-        ({"n_heads": 4, "head_dim": 5}, r"4 heads of 5 elements make 20"),
-        ({"n_heads": 4, "num_key_value_heads": 4}, "declares 4 KV heads"),
-    ],
-)
-def test_heads_that_do_not_fit_say_what_was_found(heads, message):
-    with pytest.raises(ModelError, match=message):
-        select(Homemade(**heads), "l0h0")
-    with pytest.raises(ModelError, match=message):
-        select(Homemade(**heads), "l*h*")
-    assert "l0 mlp" in components(Homemade(**heads))
-
-
-def test_a_layer_without_attention():
-    model = build("llama")
-    del model.model.layers[1].self_attn
-    assert [n for n in components(model) if n.startswith("l1")] == ["l1", "l1 mlp"]
-    assert select(model, "l0h1").boxes == select(model_of("llama"), "l0h1").boxes
-    with pytest.raises(ComponentError, match=r"no attention.*mlp"):
-        select(model, "l1h0")
-    with pytest.raises(ComponentError, match=r"no such part.*mlp"):
-        select(model, "l1 attn")
-
-
-def test_unknown_projections_say_what_was_found():
-    model = build("llama")
-    attention = model.model.layers[0].self_attn
-    attention.query_stuff = attention.q_proj
-    del attention.q_proj
-    with pytest.raises(ModelError, match=r"self_attn has no .* it has .*query_stuff"):
-        select(model, "l0h0")
-    assert select(model, "l0 attn").numel > 0
-    model = build("llama")
-    model.model.layers[0].self_attn.q_proj = nn.Bilinear(2, 2, 2)
-    with pytest.raises(ModelError, match=r"q_proj is a Bilinear with a weight of shape \(2, 2, 2\)"):
-        select(model, "l0h0")
-
-
 @pytest.mark.parametrize(
     ("component", "message"),
     [
         ("l2", r"layer 2 is out of range, the model has layers 0 to 1"),
         ("l0h4", r"head 4 is out of range, .* heads 0 to 3"),
         ("l1g2", r"group 2 is out of range, .* groups 0 to 1"),
+        ("l1n20", r"l1n20: neuron 20 is out of range, .* neurons 0 to 19"),
+        ("l1n18:21", r"l1n18:21: neuron 20 is out of range"),
+        ("l1n4:4", r"l1n4:4: the range is empty, .* neurons 0 to 19"),
+        ("l1 router", "no such part"),
+        ("lora", "'lora' selects nothing"),
+        ("l1h2 lora", "'l1h2 lora' selects nothing"),
         ("l1 atn", r"unknown component 'l1 atn'; near it: 'l1 attn'"),
         ("model.layer.0.mlp.up_proj.weight", r"near it: 'model.layers.0.mlp.up_proj.weight'"),
         ("", "unknown component ''"),

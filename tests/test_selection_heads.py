@@ -2,220 +2,113 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
+from test_selection_families import FAMILIES, LAYER, Row, built, check_moves, masks_of, run
+from torch import Tensor, nn
 
-from llc_fast.selection import create_param_masks, select
+from llc_fast.selection import select
 
 transformers = pytest.importorskip("transformers")
 
-LAYER = 1
-TEXT = {"vocab_size": 23, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
+class Scaled(nn.Module):
+    """A norm over all heads that keeps its scale: what is left of it is each head's own."""
 
-@dataclass(frozen=True)
-class Family:
-    """A tiny model: its class, its config, where layer `{}`'s output projection is, and its heads."""
+    def __init__(self, norm: nn.Module, path: str, model: nn.Module) -> None:
+        super().__init__()
+        self.weight, seen = norm.weight, []
+        handle = norm.register_forward_hook(lambda _, args, out: seen.append((out / args[0]).detach()))
+        with torch.no_grad():
+            run(model, path)
+        handle.remove()
+        self.scale = seen[0] / norm.weight.detach()
 
-    model: str
-    config: dict[str, Any]
-    output: str
-    heads: int
-    groups: int
-    dim: int
-
-    def build(self) -> torch.nn.Module:
-        torch.manual_seed(0)
-        name = (
-            self.config.get("config")
-            or self.model.replace("ForCausalLM", "").replace("LMHeadModel", "") + "Config"
-        )
-        config = getattr(transformers, name)(**{k: v for k, v in self.config.items() if k != "config"})
-        config._attn_implementation = "eager"
-        model = getattr(transformers, self.model)(config).double().eval()
-        for p in model.parameters():  # zero biases and unit norms would hide mistakes
-            torch.nn.init.normal_(p, std=0.3)
-        return model
-
-
-def llama_like(name: str, heads: int, groups: int, dim: int, hidden: int = 24, **more: Any) -> Family:
-    size = {"hidden_size": hidden, "intermediate_size": 20, "num_hidden_layers": 2}
-    shape = {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": dim}
-    config = {**TEXT, **size, **shape, "max_position_embeddings": 32, **more}
-    return Family(f"{name}ForCausalLM", config, "model.layers.{}.self_attn.o_proj", heads, groups, dim)
-
-
-def other(name: str, output: str, heads: int, groups: int, dim: int, **config: Any) -> Family:
-    return Family(name, {**TEXT, **config}, output, heads, groups, dim)
-
-
-BIG = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
-GPT2 = {"n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 32}
-BLOOM = {"hidden_size": 24, "n_head": 3, "n_layer": 2}
-FALCON = {**BIG, "bias": True, "alibi": False}
-FALCON_GQA = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
-NEOX_AT, OPT_AT = "gpt_neox.layers.{}.attention.dense", "model.decoder.layers.{}.self_attn.out_proj"
-GPT2_AT, BLOOM_AT = "transformer.h.{}.attn.c_proj", "transformer.h.{}.self_attention.dense"
-FAMILIES = {
-    "gpt_neox": other("GPTNeoXForCausalLM", NEOX_AT, 4, 4, 8, **BIG, intermediate_size=20),
-    "gpt2": other("GPT2LMHeadModel", GPT2_AT, 3, 3, 8, **GPT2),
-    "llama": llama_like("Llama", 4, 2, 6),
-    "llama_mqa": llama_like("Llama", 4, 1, 10, attention_bias=True),
-    "qwen2": llama_like("Qwen2", 4, 2, 6),
-    "qwen3": llama_like("Qwen3", 6, 2, 10),
-    "gemma3": llama_like("Gemma3", 4, 2, 10, config="Gemma3TextConfig", hidden=20),
-    # Found by structure alone.
-    "mistral": llama_like("Mistral", 6, 3, 10),
-    "starcoder2": llama_like("Starcoder2", 4, 2, 6, use_bias=True),
-    "phi3": llama_like("Phi3", 4, 2, 6),
-    "phi": other("PhiForCausalLM", "model.layers.{}.self_attn.dense", 4, 4, 8, **BIG, intermediate_size=20),
-    "opt": other("OPTForCausalLM", OPT_AT, 4, 4, 8, **BIG, ffn_dim=20, word_embed_proj_dim=32),
-    "gptj": other("GPTJForCausalLM", "transformer.h.{}.attn.out_proj", 3, 3, 8, **GPT2, rotary_dim=4),
-    "bloom": other("BloomForCausalLM", BLOOM_AT, 3, 3, 8, **BLOOM),
-    "falcon_mqa": other("FalconForCausalLM", BLOOM_AT, 4, 1, 8, **FALCON),
-    "falcon_gqa": other("FalconForCausalLM", BLOOM_AT, 4, 2, 8, **FALCON_GQA),
-    "bigcode_mqa": other("GPTBigCodeForCausalLM", GPT2_AT, 3, 1, 8, **GPT2),
-    "bigcode_mha": other("GPTBigCodeForCausalLM", GPT2_AT, 3, 3, 8, **GPT2, multi_query=False),
-}
-IDS = torch.randint(3, 23, (2, 7), generator=torch.Generator().manual_seed(1))
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale * self.weight
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
-def case(request: pytest.FixtureRequest) -> tuple[Family, torch.nn.Module]:
-    family = FAMILIES[request.param]
-    return family, family.build()
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[Row, nn.Module]]:
+    row, model = FAMILIES[request.param], built(request.param)
+    attention = model.get_submodule(row.reads.format(LAYER).rpartition(".")[0])
+    norms = dict(attention.named_children()) if row.coupled else {}
+    for name in ("q_norm", "k_norm") if row.coupled else ():
+        setattr(attention, name, Scaled(norms[name], row.reads, model))
+    yield row, model
+    for name in ("q_norm", "k_norm") if row.coupled else ():
+        setattr(attention, name, norms[name])
 
 
-def head_outputs(model: torch.nn.Module, output: str) -> torch.Tensor:
-    """What the output projection of the layer reads: (batch, token, heads, dim) when cut up."""
-    seen = []
-    handle = model.get_submodule(output).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        model(input_ids=IDS)
-    finally:
-        handle.remove()
-    return seen[0]
+def test_a_heads_weights_move_it_and_no_other(case):
+    row, model = case
+    size = row.heads // row.groups
+    for head in range(row.heads):
+        mine = masks_of(model, f"l{LAYER}h{head}")
+        group = head // size
+        everyone = set(range(group * size, (group + 1) * size))
+        if size == 1:
+            check_moves(model, row.reads, (row.heads, row.dim), mine, {head})
+            continue
+        # The group's key and value, which this head reads, are every head's of the group.
+        others = masks_of(model, f"l{LAYER}h{group * size + (head + 1) % size}")
+        own = {n: m & ~others[n] if n in others else m for n, m in mine.items()}
+        check_moves(model, row.reads, (row.heads, row.dim), own, {head})
+        shared = {n: m & others[n] for n, m in mine.items() if n in others}
+        for masks in (shared, masks_of(model, f"l{LAYER}g{group}")):
+            check_moves(model, row.reads, (row.heads, row.dim), masks, everyone)
 
 
-def masks_of(model: torch.nn.Module, component: str) -> dict[str, torch.Tensor]:
-    found = create_param_masks(model, component)
-    parameters = dict(model.named_parameters())
-    return {n: torch.ones_like(parameters[n], dtype=torch.bool) if m is None else m for n, m in found.items()}
-
-
-def test_a_head_is_what_its_output_depends_on(case):
-    family, model = case
-    output = family.output.format(LAYER)
-    attention = {
-        n: p
-        for n, p in model.named_parameters()
-        if n.startswith(output.rpartition(".")[0]) and "norm" not in n
-    }
-    x = head_outputs(model, output).unflatten(-1, (family.heads, family.dim))
-    weight = torch.randn(x.shape[:2] + x.shape[3:], generator=torch.Generator().manual_seed(2), dtype=x.dtype)
-    for head in range(family.heads):
-        total = (x[:, :, head] * weight).sum()
-        grads = torch.autograd.grad(total, list(attention.values()), retain_graph=True, allow_unused=True)
+def test_a_head_is_all_that_its_output_depends_on(case):
+    """By gradients, element by element: no weight of the attention is missing and none is too many."""
+    row, model = case
+    prefix = row.reads.format(LAYER).rpartition(".")[0]
+    modules = model.get_submodule(prefix)
+    x = run(model, row.reads)[0].reshape(-1, row.heads, row.dim)
+    weight = torch.randn(x.shape[0], row.dim, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    parameters = {n: p for n, p in model.named_parameters() if any(p is q for q in modules.parameters())}
+    parameters = {n: p for n, p in parameters.items() if p.numel() != row.dim or "norm" not in n}
+    for head in range(row.heads):
+        total = (x[:, head] * weight).sum()
+        grads = torch.autograd.grad(total, list(parameters.values()), retain_graph=True, allow_unused=True)
         masks = masks_of(model, f"l{LAYER}h{head}")
-        for (name, parameter), grad in zip(attention.items(), grads, strict=True):
-            if name.startswith(output + "."):
-                assert grad is None  # the output projection comes after
+        for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
+            if grad is None:  # the output projection comes after
                 continue
-            used = torch.zeros_like(parameter, dtype=torch.bool) if grad is None else grad != 0
-            mask = masks.get(name, torch.zeros_like(used))
-            if parameter.ndim == 2:
+            used, mask = grad != 0, masks.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+            if "b" not in name.rpartition(".")[2]:
                 assert torch.equal(used, mask), name
             else:  # attention may not depend on a key bias, but never on a bias outside the head
                 assert not (used & ~mask).any(), name
-                assert (used | ~mask).sum() >= mask.numel() - family.dim, name
-
-
-def test_zeroing_a_head_silences_it_and_no_other(case):
-    family, model = case
-    output = family.output.format(LAYER)
-    parameters = dict(model.named_parameters())
-    size = family.heads // family.groups
-
-    def changed(masks: dict[str, torch.Tensor], value: float) -> tuple[torch.Tensor, list[bool]]:
-        saved = {n: parameters[n].detach().clone() for n in masks}
-        with torch.no_grad():
-            before = head_outputs(model, output)
-            for n, mask in masks.items():
-                parameters[n].mul_(1 + (value - 1) * mask)
-            after = head_outputs(model, output)
-            for n, old in saved.items():
-                parameters[n].copy_(old)
-        moved = (after - before).unflatten(-1, (family.heads, family.dim)).abs().amax(dim=(0, 1, 3))
-        return after.unflatten(-1, (family.heads, family.dim)), (moved > 1e-10).tolist()
-
-    for head in range(family.heads):
-        group = head // size
-        mine = {n: m for n, m in masks_of(model, f"l{LAYER}h{head}").items() if not n.startswith(output)}
-        after, moved = changed(mine, 0.0)
-        assert not after[:, :, head].any()  # values are zero, so the output is
-        assert moved == [h // size == group for h in range(family.heads)]
-        if size > 1:  # what the head does not share with its group moves it alone
-            other = masks_of(model, f"l{LAYER}h{group * size + (head + 1) % size}")
-            query = {n: m & ~other[n] if n in other else m for n, m in mine.items()}
-            assert changed(query, 2.0)[1] == [h == head for h in range(family.heads)]
-
-
-def test_output_columns_read_only_their_head(case):
-    family, model = case
-    module = model.get_submodule(family.output.format(LAYER))
-    with torch.no_grad():
-        x = head_outputs(model, family.output.format(LAYER))
-        old = module.weight.clone()
-        for head in range(family.heads):
-            mask = masks_of(model, f"l{LAYER}h{head}")[family.output.format(LAYER) + ".weight"]
-            assert family.output.format(LAYER) + ".bias" not in masks_of(model, f"l{LAYER}h{head}")
-            only = torch.zeros(family.heads, family.dim, dtype=x.dtype)
-            only[head] = 1
-            alone, rest = x * only.flatten(), x * (1 - only.flatten())
-            want = module(alone), module(rest)
-            module.weight[mask] = 0
-            bias = 0 if getattr(module, "bias", None) is None else module.bias
-            assert torch.equal(module(rest), want[1])
-            assert torch.equal(module(alone), torch.zeros_like(want[0]) + bias)
-            assert (want[0] - bias).abs().max() > 0.01
-            module.weight.copy_(old)
+                assert (used | ~mask).sum() >= mask.numel() - row.dim, name
 
 
 def test_heads_make_up_the_attention(case):
-    family, model = case
-    output = family.output.format(LAYER)
-    attention, every = masks_of(model, f"l{LAYER} attn"), masks_of(model, f"l{LAYER}h*")
-    assert all(mask.all() for mask in every.values())
-    left = {name.removeprefix(output.rpartition(".")[0] + ".") for name in attention.keys() - every.keys()}
-    bias = output.rpartition(".")[2] + ".bias"
-    assert left <= {bias, "q_norm.weight", "k_norm.weight"}
-    assert (bias in left) == (f"{output}.bias" in dict(model.named_parameters()))
-    assert every.keys() <= attention.keys()
-
-    heads = [select(model, f"l{LAYER}h{h}").numel for h in range(family.heads)]
-    groups = [select(model, f"l{LAYER}g{g}").numel for g in range(family.groups)]
-    union = select(model, f"l{LAYER}h*").numel
-    hidden = model.get_input_embeddings().weight.shape[1]
-    projections = [n for n in every if not n.startswith(output)]
-    biased = sum(every[n].numel() for n in projections if every[n].ndim == 1) > 0
-    row = family.dim * (hidden + biased)
-    assert heads == [3 * row + family.dim * hidden] * family.heads
-    assert sum(groups) == union
-    assert union == family.heads * (row + family.dim * hidden) + family.groups * 2 * row
+    row, model = case
+    attention, every = select(model, f"l{LAYER} attn"), select(model, f"l{LAYER}h*")
+    assert every.boxes.keys() <= attention.boxes.keys()
+    assert all(every.covers(name) for name in every.boxes)
+    left = {name: attention.shapes[name] for name in attention.boxes.keys() - every.boxes.keys()}
+    hidden = model.get_input_embeddings().weight.shape[1] if hasattr(model, "get_input_embeddings") else 24
+    if "blocks" not in row.reads or "hook" in row.reads:  # a bridge keeps what it does not use
+        assert set(left.values()) <= {(hidden,), (row.dim,)}  # the output's bias, norms that heads share
+    by_head = [select(model, f"l{LAYER}h{h}").numel for h in range(row.heads)]
+    by_group = [select(model, f"l{LAYER}g{g}").numel for g in range(row.groups)]
+    assert len(set(by_head)) == len(set(by_group)) == 1
+    assert sum(by_group) == every.numel  # disjoint
+    assert (sum(by_head) == every.numel) == (row.heads == row.groups)
 
 
 def test_boxes_are_few(case):
-    family, model = case
-    for name, boxes in select(model, f"l{LAYER}h0").boxes.items():
-        assert len(boxes) <= (1 if f"{family.output.format(LAYER)}." in name else 3)
+    _, model = case
+    assert all(len(boxes) <= 3 for boxes in select(model, f"l{LAYER}h0").boxes.values())
     assert all(len(boxes) == 1 for boxes in select(model, f"l{LAYER}h*").boxes.values())
 
 
 def test_nested_language_model():
-    text = {k: v for k, v in FAMILIES["gemma3"].config.items() if k != "config"}
+    text = built("gemma3").config.to_dict()
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
               "image_size": 28, "patch_size": 14}  # fmt: skip
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)

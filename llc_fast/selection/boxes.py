@@ -41,9 +41,14 @@ def union(shape: Sequence[int], boxes: Iterable[Box]) -> tuple[Box, ...]:
     cuts = sorted({row for top, bottom, _, _ in corners for row in (top, bottom)})
     done: list[tuple[int, int, int, int]] = []
     growing: dict[tuple[int, int], int] = {}
+    active: list[tuple[int, int, int, int]] = []
+    to_come = corners[::-1]
     for row in cuts:
         # At the last cut no box goes on, which closes all that are still open.
-        here = _joined((left, right) for top, bottom, left, right in corners if top <= row < bottom)
+        active = [corner for corner in active if corner[1] > row]
+        while to_come and to_come[-1][0] == row:
+            active.append(to_come.pop())
+        here = dict.fromkeys(_joined((left, right) for _, _, left, right in active))
         for cols in [cols for cols in growing if cols not in here]:
             done.append((growing.pop(cols), row, *cols))
         for cols in here:

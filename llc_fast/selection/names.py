@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
 from torch import nn
 
 from ..errors import ArgumentTypeError, ComponentError, ModelError
 
-# torch.compile, FSDP1 and activation checkpointing put their module under these names.
-WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# torch.compile, FSDP1, activation checkpointing and TransformerLens' bridge put their module under these.
+WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_original_component"}
+)
+# PEFT's own modules put what they wrap under these.
+_PEFT = ("base_model", "model", "base_layer")
+_LORA = re.compile(r"(^|\.)lora_")
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,18 @@ class Tree:
         modules = {_strip(path, raw): module for path, module in raw.items()}
         names: dict[str, str] = {}
         found: dict[str, nn.Parameter] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
+        # The bridge's own method gives names that are no paths of its modules.
+        bridged = _library(model) == "transformer_lens"
+        named = partial(nn.Module.named_parameters, model) if bridged else model.named_parameters
+        for name, parameter in named(remove_duplicate=False):
             names[name] = clean = _strip(name, raw)
             if found.setdefault(clean, parameter) is not parameter:
                 raise ModelError(f"two parameters are named {clean!r} without their wrappers; rename one")
         parameters = {name: found[name] for name in sorted(found)}
         first: dict[int, str] = {}
         smallest = {name: first.setdefault(id(p), name) for name, p in parameters.items()}
+        if bridged:
+            names |= {name: first[id(p)] for name, p in model.named_parameters() if id(p) in first}
         return cls(modules, parameters, names, smallest)
 
     def canonical(self, name: str) -> str | None:
@@ -63,15 +75,20 @@ class Tree:
     def inside(self, path: str) -> list[str]:
         """Names of the parameters of a module and of everything under it, tied ones as smallest."""
         prefix = path + "."
-        return [self.smallest[name] for name in self.parameters if name.startswith(prefix)]
+        return [self.smallest[name] for name in self.parameters if name.startswith(prefix) or name == path]
+
+    def has(self, path: str) -> bool:
+        """Whether a module or a parameter has this path."""
+        return path in self.modules or path in self.parameters
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
     """The name under which a parameter is selected, counted and stored.
 
     name: any name of a parameter, with wrapper prefixes or without. Wrappers (torch.compile, FSDP,
-    checkpointing; `module.` of DataParallel and DistributedDataParallel) are stripped, tied
-    parameters go by their smallest name. Raises ComponentError where the model has no such parameter.
+    checkpointing; `module.` of DataParallel and DistributedDataParallel; `base_model.model.` and
+    `base_layer.` of PEFT) are stripped, tied parameters go by their smallest name. Raises
+    ComponentError where the model has no such parameter.
     """
     tree = Tree.of(model)
     if (found := tree.canonical(name)) is None:
@@ -105,14 +122,29 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter, by the names that PEFT gives those."""
+    return _LORA.search(name) is not None
+
+
 def _strip(name: str, modules: Mapping[str, nn.Module]) -> str:
     parts = name.split(".")
-    kept = [part for i, part in enumerate(parts) if not _wraps(modules, parts[:i], part)]
+    kept = [part for i, part in enumerate(parts) if not _wraps(modules, parts[:i], *parts[i : i + 2])]
     return ".".join(kept)
 
 
-def _wraps(modules: Mapping[str, nn.Module], parent: list[str], part: str) -> bool:
+def _wraps(modules: Mapping[str, nn.Module], parent: list[str], part: str, after: str = "") -> bool:
+    if part in WRAPPERS:
+        return True
+    if part != "module" and part not in _PEFT:
+        return False
+    owner = modules.get(".".join(parent))
     if part == "module":
-        owner = modules.get(".".join(parent))
         return isinstance(owner, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    return part in WRAPPERS
+    # An adapter around another one would share its names if both lost the path to the inner one.
+    return _library(owner) == "peft" and not (part == "base_layer" and is_adapter(after))
+
+
+def _library(module: nn.Module | None) -> str:
+    """The package that a module's class is from, which thus need not be imported."""
+    return type(module).__module__.partition(".")[0]

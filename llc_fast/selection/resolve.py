@@ -9,10 +9,12 @@ from torch import nn
 
 from ..errors import ComponentError
 from ..types import Box, Selection
-from . import families, grammar
-from .attention import heads
-from .boxes import union, whole
+from .anatomy import Anatomy
+from .boxes import union
+from .grammar import JOIN, parse
+from .listing import is_glob, matches, terms
 from .names import Tree, table
+from .parts import all_of, of_layer, of_model
 
 Component = str | Sequence[str]
 
@@ -25,14 +27,21 @@ def select(model: nn.Module, component: Component) -> Selection:
     - `full`: every parameter, frozen ones too.
     - `l3`: every parameter of decoder layer 3, its layer norms too. `l3 attn`: its self-attention
       module, so with output bias and query and key norms, without the layer norms around it.
-      `l3 mlp`: its MLP or experts, without layer norms.
+      `l3 mlp`: its MLP or experts, without layer norms. `l3 norms`: its layer norms, and its norms of
+      queries and keys. `l3 router`: what chooses between its experts.
     - `l3h5` (or `L3 H5`): of query head 5 of layer 3 the query rows, the key and value rows that it
       reads, their biases, and its columns of the output projection. Where query heads share a KV head
       (GQA), that KV head belongs to each of them: such heads overlap. What all heads share (the
-      output bias, query and key norms) belongs to none.
+      output bias, query and key norms with one weight for all) belongs to none.
     - `l3g1`: KV head 1 of layer 3 with all the query heads that read it.
-    - `embed`: the token embedding; `unembed`: the output head with its bias. Tied, both are the same
-      tensor.
+    - `l3e5`: expert 5 of layer 3. `l3n17`: neuron 17 of its MLP: its rows of the projections up (and
+      of the gate), their biases, and its column of the projection down.
+    - `l3n0:64`: neurons 0 to 63; ranges of heads, groups and experts likewise.
+    - `embed`: the token embedding; `pos_embed`: that of positions; `unembed`: the output head with its
+      bias. Tied, embed and unembed are the same tensor. `norms`: every norm; `final_norm`: the last.
+    - `lora`: every LoRA adapter; `l3 lora`, `l3h5 lora`: those of a part. Without that word a part
+      consists of its own weights and their adapters, of a head its rows of B for queries, keys and
+      values and its columns of A for the output.
     - a parameter's name, under any of its names. It goes before the other meanings.
     - a glob over component names or over parameter names: see `expand`.
 
@@ -40,16 +49,18 @@ def select(model: nn.Module, component: Component) -> Selection:
     which `select` accepts too.
 
     Raises ComponentError where a component is unknown, out of range or empty, or where `full` is
-    combined with others; ModelError where the model's structure cannot be told; ArgumentTypeError
-    where the component is neither a string nor a list of strings.
+    combined with others; ModelError where the model's structure cannot be told, with the entry for
+    `register_family` that would tell it; ArgumentTypeError where the component is neither a string nor
+    a list of strings.
     """
-    tree = Tree.of(model)
-    terms = grammar.terms(tree, component)
+    anatomy = Anatomy.of(model)
+    tree = anatomy.tree
+    members = terms(anatomy, component)
     found: dict[str, list[Box]] = {}
-    for term in terms:
-        for name, boxes in _pieces(tree, term):
+    for term in members:
+        for name, boxes in _pieces(anatomy, term):
             found.setdefault(name, []).extend(boxes)
-    component = grammar.JOIN.join(terms)
+    component = JOIN.join(members)
     shapes = {name: tuple(tree.parameters[name].shape) for name in sorted(found) if found[name]}
     if not shapes:
         raise ComponentError(f"{component!r} selects nothing: the model has no such elements")
@@ -73,47 +84,15 @@ def create_param_masks(model: nn.Module, restriction: Component) -> dict[str, to
     return masks
 
 
-def _pieces(tree: Tree, term: str) -> Iterator[tuple[str, tuple[Box, ...]]]:
+def _pieces(model: Anatomy, term: str) -> Iterator[tuple[str, tuple[Box, ...]]]:
+    """Boxes by parameter of one term, which may come several times and overlap."""
+    tree = model.tree
     if (name := tree.canonical(term)) is not None:
-        yield _all(tree, name)
-    elif grammar.is_glob(tree, term):
-        for match in grammar.matches(tree, term):
-            yield from _pieces(tree, match)
-    elif term == "full":
-        yield from (_all(tree, name) for name in set(tree.smallest.values()))
-    elif term in ("embed", "unembed"):
-        yield from (_all(tree, name) for name in families.embedding(tree, term))
-    elif (part := grammar.parse(term)) is not None:
-        yield from _of_layer(tree, part)
-
-
-def _of_layer(tree: Tree, part: grammar.Part) -> Iterator[tuple[str, tuple[Box, ...]]]:
-    layers = families.layers(tree)
-    if not layers:
-        raise ComponentError(f"{part}: no list of transformer layers was found in this model")
-    if part.layer >= len(layers):
-        last = len(layers) - 1
-        raise ComponentError(f"{part}: layer {part.layer} is out of range, the model has layers 0 to {last}")
-    layer = layers[part.layer]
-    if part.kind in ("h", "g"):
-        own = heads(tree, layer)
-        word, count = ("head", own.count) if part.kind == "h" else ("group", own.groups)
-        if part.index >= count:
-            have = f"{layer} has {word}s 0 to {count - 1}"
-            raise ComponentError(f"{part}: {word} {part.index} is out of range, {have}")
-        pieces = own.head(part.index) if part.kind == "h" else own.group(part.index)
-        yield from ((name, (box,)) for name, box in pieces)
-        return
-    if part.kind == "attn":
-        paths = [path] if (path := families.attention(tree, layer)) else []
+        yield all_of(tree, name)
+    elif is_glob(model, term):
+        for match in matches(model, term):
+            yield from _pieces(model, match)
+    elif (part := parse(term)) is not None:
+        yield from of_layer(model, part)
     else:
-        paths = families.mlp(tree, layer) if part.kind == "mlp" else [layer]
-    names = [name for path in paths for name in tree.inside(path)]
-    if not names:
-        parts = ", ".join(child.rpartition(".")[2] for child in tree.children(layer)) or "no modules"
-        raise ComponentError(f"{part}: {layer} has no such part; it has {parts}")
-    yield from (_all(tree, name) for name in names)
-
-
-def _all(tree: Tree, name: str) -> tuple[str, tuple[Box, ...]]:
-    return name, whole(tree.parameters[name].shape)
+        yield from (all_of(tree, name) for name in of_model(model, term))
