@@ -37,3 +37,7 @@ class ChainError(LlcFastError, RuntimeError):
 
 class OutputError(LlcFastError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class WeightOverflowError(LlcFastError, OverflowError):
+    """A weight has left the range of the model's dtype."""

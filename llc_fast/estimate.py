@@ -6,7 +6,6 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,14 @@ from torch import nn
 
 from . import diagnostics
 from .backends import check_name
+from .checks import check_noise, check_state
+from .choice import choose
 from .diagnostics import Array
-from .errors import ArgumentError, ArgumentTypeError, ChainError, ModelError
-from .group import STORAGES
+from .errors import ArgumentError, ArgumentTypeError, ChainError
+from .kept import start
 from .plan import Plan
-from .results import Facts, LLCResult, data_digest, remarks, weights_digest
+from .results import Facts, LLCResult, data_digest, remarks
+from .samplers import find, own_settings
 from .sampling import (
     Baseline,
     Displacement,
@@ -31,14 +33,16 @@ from .sampling import (
     baseline,
     borrowed,
     kept_rng,
+    pooled,
+    ranks_of,
     read_pool,
     run_chain,
     seed_losses,
 )
 from .scalars import MAX_STEP, Scalars, check_integer
-from .selection import Component, named_parameters, parameter_table, select
-from .tiles import locate, view
-from .types import Selection, Tile
+from .selection import Component
+from .shard import prepare, reshard, spoken
+from .types import Selection
 
 GRADIENT_BATCHES = 64  # of a larger pool, the gradients at w0 of this many are taken
 
@@ -60,6 +64,12 @@ def estimate_llc(
     weight_decay: float = 0.0,
     noise_level: float = 1.0,
     bounding_box_size: float | None = None,
+    sampler: str = "sgld",
+    alpha: float | None = None,
+    eps: float | None = None,
+    friction: float | None = None,
+    state: str = "split",
+    noise: str = "gaussian",
     backend: str = "auto",
     eval_mode: bool = True,
     progress: Progress | None = None,
@@ -76,11 +86,16 @@ def estimate_llc(
     (requires_grad=False) within it.
     lr, nbeta, localization, weight_decay, noise_level, bounding_box_size, backend: see
     `llc_fast.ops.sgld_step_`. lr = 0 and nbeta = 0 are allowed, as controls.
+    sampler: "sgld"; "rmsprop_sgld" with alpha (.99) and eps (.1), see `llc_fast.rmsprop_sgld_step_`; "sghmc" with
+    friction (.1) or "sgnht" with friction (.01), see `llc_fast.sghmc_step_`. state, noise: see `llc_fast.SGLD`;
+    where "sr" was refused the notes say so.
     num_chains, num_draws (of each chain), num_burnin_steps, num_steps_bw_draws: a chain takes
     num_burnin_steps + num_draws * num_steps_bw_draws steps; draw i is the state after num_burnin_steps + i *
     num_steps_bw_draws updates. seed: unsigned 64-bit; chain c draws the noise of (seed, chain=c).
     eval_mode: False leaves dropout and the like as the model has them.
     progress(chain, step, num_steps, loss) is called at every step.
+    A sharded model (FSDP2, tensor parallelism): all ranks call it alike, each with its part of every batch or with
+    the same; losses are means over ranks, and all get the same result. See `docs/sharding.md`.
 
     At a draw the loss is taken before the update, on the batch that gives the gradient, and compared with the loss
     of the same batch at w0. A chain dies where its loss or a weight is not finite, or where over its draws more
@@ -114,7 +129,9 @@ def estimate_llc(
         noise_level=noise_level,
         box=bounding_box_size,
         box_name="bounding_box_size",
+        **own_settings(sampler, alpha=alpha, eps=eps, friction=friction),
     )
+    method, state, noise = find(sampler), check_state(state), check_noise(noise)
     schedule = Schedule(
         check_integer("num_draws", num_draws, minimum=1),
         check_integer("num_burnin_steps", num_burnin_steps),
@@ -126,90 +143,65 @@ def estimate_llc(
         raise ArgumentError(f"{schedule.steps} steps a chain are too many: a chain's noise ends after 2^32")
     check_name(backend)
 
-    names, params, ids, tiles, settings = _choose(model, component)
+    reshard(model)
+    ranks = ranks_of(model)
+    if ranks is not None:  # before they need each other
+        chosen = (component, sampler, scalars, schedule, num_chains, seed, state, noise)
+        ranks.agree("settings", chosen)
+    names, params, ids, tiles, settings = choose(model, component, ranks)
     with kept_rng():
-        problem = Problem(model, loss_fn, read_pool(batches), params, names)
-        settings["data_sha256"], unhashed = data_digest(problem.batches)
+        data = read_pool(batches)
+        if ranks is not None:
+            settings["ranks"] = ranks.count
+            ranks.agree("numbers of batches", len(data))
+        digest, unhashed = data_digest(data)
+        settings["data_sha256"], speaks = pooled(ranks, digest)
+        problem = Problem(model, loss_fn, data, params, names, ranks, speaks)
         with borrowed(model, params, eval_mode=bool(eval_mode)) as anchors:
-            remainders = [
-                torch.zeros_like(p, dtype=torch.int16) if p.dtype == torch.bfloat16 else None for p in params
+            started = [
+                start(name, p, method, state, scalars.lr, scalars.noise_level)
+                for name, p in zip(names, params, strict=True)
             ]
+            refused = [note for _, note in started if note is not None]
+            remainders = [kept.get("remainder") for kept, _ in started]
+            buffers = [kept.get(method.buffer or "") for kept, _ in started]
+            xi = None
+            if method.thermostat:
+                xi = torch.full((1,), scalars.friction or 0.0, dtype=torch.float64, device=params[0].device)
 
             def plan(chain: int) -> Plan:
-                stream = partial(Plan, seed=seed, chain=chain, backend=backend)
-                return stream(params, anchors, remainders=remainders, tensor_ids=ids, tiles=tiles)
+                return prepare(
+                    params,
+                    anchors,
+                    sampler=sampler,
+                    remainders=remainders,
+                    buffers=buffers,
+                    tensor_ids=ids,
+                    tiles=tiles,
+                    seed=seed,
+                    chain=chain,
+                    state=state,
+                    noise=noise,
+                    thermostat=xi,
+                    backend=backend,
+                )
 
-            settings["backend"] = ", ".join(plan(0).backend_names)
-            displacement = Displacement(params, anchors, remainders, tiles, box=scalars.box)
+            first = plan(0)
+            settings["backend"] = ", ".join(first.backend_names)
+            mine, others = spoken(first, tiles)
+            displacement = Displacement(params, anchors, remainders, mine, box=scalars.box, ranks=others)
             seed_losses(seed, 0)
-            start = baseline(problem, displacement, min(len(problem.batches), GRADIENT_BATCHES))
+            pool = baseline(problem, displacement, min(len(problem.batches), GRADIENT_BATCHES))
             traces = [
                 run_chain(problem, plan(chain), displacement, scalars, schedule, progress=progress)
                 for chain in range(num_chains)
             ]
     settings |= asdict(scalars)
     settings["bounding_box_size"] = settings.pop("box")
+    settings |= {"sampler": sampler, "state": state, "noise": noise}
     settings |= asdict(schedule)
     settings |= {"num_chains": num_chains, "seed": seed, "eval_mode": bool(eval_mode)}
-    return _result(start, displacement, traces, settings, unhashed)
-
-
-def _choose(
-    model: nn.Module, component: Component | Selection
-) -> tuple[list[str], list[nn.Parameter], list[int], list[Tile], dict[str, Any]]:
-    """Names, parameters, tensor_ids and tiles of what a chain moves, and what the settings say of them."""
-    parameters = named_parameters(model)
-    for name, p in parameters.items():
-        if p.is_meta:
-            raise ModelError(f"parameter {name!r} is a meta tensor without weights: load the model first")
-    if isinstance(component, Selection):
-        selection = component
-        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        mine = selection.tensor_ids == parameter_table(model) and selection.boxes.keys() <= shapes.keys()
-        if not mine or any(shapes[name] != selection.shapes.get(name) for name in selection.boxes):
-            raise ArgumentError("component is a Selection of another model: select again from this one")
-    else:
-        selection = select(model, component)
-    names = [name for name, boxes in selection.boxes.items() if boxes and parameters[name].requires_grad]
-    frozen = [name for name, boxes in selection.boxes.items() if boxes and not parameters[name].requires_grad]
-    if not names:
-        raise ArgumentError(
-            f"every parameter of component {selection.component!r} is frozen: set requires_grad of those that "
-            "should move"
-        )
-    params = [parameters[name] for name in names]
-    tiles = [Tile.of(i, box) for i, name in enumerate(names) for box in selection.boxes[name]]
-    for i, (name, p) in enumerate(zip(names, params, strict=True)):
-        _check_parameter(name, p, [tile for tile in tiles if tile.tensor == i])
-    settings = {
-        "component": selection.component,
-        "weights": sum(tile.numel for tile in tiles),
-        "frozen": frozen,
-        "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in params}),
-        "devices": sorted({str(p.device) for p in params}),
-        "weights_sha256": weights_digest((name, selection.boxes[name], parameters[name]) for name in names),
-    }
-    return names, params, [selection.tensor_ids[name] for name in names], tiles, settings
-
-
-def _check_parameter(name: str, p: nn.Parameter, tiles: Sequence[Tile]) -> None:
-    if p.dtype not in STORAGES:
-        raise ArgumentTypeError(f"parameter {name!r} is {p.dtype}: convert the model, as by model.float()")
-    if p.layout != torch.strided:
-        raise ArgumentTypeError(
-            f"parameter {name!r} has layout {p.layout}: give a model with dense parameters"
-        )
-    if p.is_inference():
-        raise ModelError(
-            f"parameter {name!r} was made in inference mode and has no gradient: load the model outside"
-        )
-    if any(locate(p, tile) is None for tile in tiles):
-        raise ArgumentError(
-            f"parameter {name!r} has strides {p.stride()} for shape {tuple(p.shape)}, in which what is selected of "
-            "it is no box of memory: make it contiguous"
-        )
-    if not all(bool(view(p, tile).isfinite().all()) for tile in tiles):
-        raise ModelError(f"parameter {name!r} holds weights that are not finite: repair the model")
+    return _result(pool, displacement, traces, settings, unhashed, refused)
 
 
 def _result(
@@ -218,6 +210,7 @@ def _result(
     traces: Sequence[Trace],
     settings: dict[str, Any],
     unhashed: str,
+    refused: Sequence[str],
 ) -> LLCResult:
     from . import __version__
 
@@ -275,7 +268,7 @@ def _result(
         settings=settings,
         notes=(),
     )
-    return replace(result, notes=tuple(remarks(result, facts)))
+    return replace(result, notes=(*remarks(result, facts), *refused))
 
 
 def _blocks(values: Array, pool: int, s: Mapping[str, Any]) -> tuple[Array, str]:

@@ -1,4 +1,4 @@
-"""SGLD as init and update, for code that has its own backward pass: gradients come in, state is explicit."""
+"""The samplers as init and update, for code that has its own backward pass: gradients come in, state is explicit."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
+from .checks import as_list, check_noise, check_param, check_state
 from .errors import ArgumentError, ArgumentTypeError, ComponentError
-from .plan import Plan, as_list, check_param
-from .scalars import Scalars, check_stream
+from .kept import start
+from .masks import check as check_mask
+from .masks import tiles as masks_to_tiles
+from .plan import Plan
+from .samplers import find, own_settings
+from .scalars import Scalars, check_scalar, check_stream
 from .selection.names import WRAPPERS
+from .shard import held, prepare
 from .types import Selection, Tile
 
 Named = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
@@ -22,8 +29,12 @@ class State(NamedTuple):
     """A chain between two steps; with the parameters themselves, all there is to know.
 
     step: the next update, 0 at first. seed, chain: what its noise is drawn from. names, tensor_ids: of the
-    parameters that move. anchors: w0. remainders: int16 lower halves of bf16 parameters, else None.
-    tiles: what is updated, None for everything. plan: located operands, rebuilt where missing; not pickled.
+    parameters that move. anchors: w0. remainders: int16 lower halves of bf16 parameters, fp32 masters of fp16 ones,
+    else None. tiles: what is updated, None for everything. sampler: its name. buffers: its fp32 state of each
+    parameter, None if it has none. masks: packed bits, where a mask is no few boxes. thermostat: SGNHT's friction,
+    fp64 of shape (1,); friction: where it began. storage, noise: "split" or "sr", "gaussian" or "ih4". sums: whether
+    steps leave sums. notes: where the storage asked for was refused, and why. plan: located operands, rebuilt where
+    missing; not pickled.
     """
 
     step: int
@@ -35,7 +46,22 @@ class State(NamedTuple):
     remainders: tuple[Tensor | None, ...]
     tiles: tuple[Tile, ...] | None
     backend: str
+    sampler: str = "sgld"
+    buffers: tuple[Tensor | None, ...] | None = None
+    masks: tuple[Tensor | None, ...] | None = None
+    thermostat: Tensor | None = None
+    friction: float | None = None
+    storage: str = "split"
+    noise: str = "gaussian"
+    sums: bool = False
+    notes: tuple[str, ...] = ()
     plan: Plan | None = None
+
+    def totals(self) -> Tensor:
+        """The sums of the last step, fp64 (parameters, 24), columns `llc_fast.sums.NAMES`; needs sums=True."""
+        if self.plan is None:
+            raise ArgumentError("state has made no step yet: call update first")
+        return self.plan.totals()
 
 
 def plain_name(name: str) -> str:
@@ -47,17 +73,30 @@ def init(
     named_params: Named,
     selection: Selection | None = None,
     *,
+    sampler: str = "sgld",
     seed: int = 0,
     chain: int = 0,
     tensor_ids: Mapping[str, int] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    state: str = "split",
+    lr: float | None = None,
+    noise_level: float = 1.0,
+    friction: float | None = None,
+    noise: str = "gaussian",
+    sums: bool = False,
     backend: str = "auto",
 ) -> State:
     """The state of a new chain that starts at the given weights, which become its anchor.
 
     named_params: all of a model's parameters by name, as `model.named_parameters()` gives them: their sorted
-    names count the noise unless `tensor_ids` or a selection says otherwise. Those with requires_grad=False do
+    names count the noise unless `tensor_ids` or a selection says otherwise; for a model with PEFT adapters, as
+    `llc_fast.selection.named_parameters` gives them. Those with requires_grad=False do
     not move unless none requires it (plain tensors). selection: from `llc_fast.select`, None for everything.
-    seed, chain: unsigned 64-bit. Raises ArgumentError, ArgumentTypeError, ComponentError.
+    masks: instead of a selection, booleans by name; parameters without one move as a whole. sampler: "sgld",
+    "rmsprop_sgld", "sghmc" or "sgnht", which starts at `friction`. state: of bf16 parameters, "split" or "sr", which
+    needs the lr (and noise_level) that steps will have, and falls back to split where it would heat the chain:
+    `State.notes`. noise: "gaussian" or "ih4". sums: whether each step leaves `State.totals()`. seed, chain: unsigned
+    64-bit. Raises ArgumentError, ArgumentTypeError, ComponentError.
 
     >>> w = torch.ones(4)
     >>> state = init({"w": w}, seed=1)
@@ -66,6 +105,17 @@ def init(
     1
     """
     seed, chain, _ = check_stream(seed=seed, chain=chain)
+    method, state, noise = find(sampler), check_state(state), check_noise(noise)
+    step_size = 0.0 if lr is None else check_scalar("lr", lr)
+    noise_level = check_scalar("noise_level", noise_level)
+    if state == "sr" and lr is None and method.name == "sgld":
+        raise ArgumentTypeError("lr is None: state='sr' needs to know how much noise a step has, give its lr")
+    if method.thermostat:
+        friction = check_scalar("friction", friction)
+    elif friction is not None:
+        raise ArgumentError(
+            f"friction is given to init, but {sampler} takes it at each update: give it there"
+        )
     params, counted = _named(named_params)
     if not isinstance(selection, Selection | None):
         raise ArgumentTypeError(
@@ -104,27 +154,58 @@ def init(
                     f"{tuple(here.shape)}: select from this model"
                 )
         tiles = [Tile.of(i, box) for i, name in enumerate(params) for box in chosen[name]]
+    bits = None
+    if masks is not None:
+        if selection is not None:
+            raise ArgumentError("selection and masks are both given: give one of them")
+        tiles, bits = _masked(masks, params)
     with torch.no_grad():
-        anchors = tuple(p.detach().clone(memory_format=torch.contiguous_format) for p in params.values())
-        remainders = tuple(
-            torch.zeros(p.shape, dtype=torch.int16, device=p.device) if p.dtype == torch.bfloat16 else None
-            for p in params.values()
-        )
-    ids = tuple(table[name] for name in params)
-    state = State(
+        started = [start(name, p, method, state, step_size, noise_level) for name, p in params.items()]
+    kept = [k for k, _ in started]
+    device = next(iter(params.values())).device
+    first = State(
         0,
         seed,
         chain,
         tuple(params),
-        ids,
-        anchors,
-        remainders,
+        tuple(table[name] for name in params),
+        tuple(k["anchor"] for k in kept),
+        tuple(k.get("remainder") for k in kept),
         None if tiles is None else tuple(tiles),
         backend,
+        sampler=method.name,
+        buffers=None if method.buffer is None else tuple(k[method.buffer] for k in kept),
+        masks=bits,
+        thermostat=torch.full((1,), friction or 0.0, dtype=torch.float64, device=device)
+        if method.thermostat
+        else None,
+        friction=friction,
+        storage=state,
+        noise=noise,
+        sums=bool(sums),
+        notes=tuple(note for _, note in started if note is not None),
     )
-    return state._replace(plan=_plan(state, list(params.values())))
+    return first._replace(plan=_plan(first, list(params.values())))
 
 
+def _masked(
+    masks: Mapping[str, Tensor], params: Mapping[str, Tensor]
+) -> tuple[list[Tile], tuple[Tensor | None, ...]]:
+    if not isinstance(masks, Mapping):
+        raise ArgumentTypeError(f"masks is a {type(masks).__name__}: give a boolean tensor by name")
+    plain = {plain_name(name): mask for name, mask in masks.items()}
+    unknown = sorted(plain.keys() - params.keys())
+    if unknown:
+        raise ArgumentError(f"masks has {unknown[0]!r}, which is none of the parameters that move: drop it")
+    given = [
+        None if name not in plain else check_mask(f"masks[{name!r}]", plain[name], p)
+        for name, p in params.items()
+    ]
+    tiles, bits = masks_to_tiles(list(params.values()), given)
+    return tiles, tuple(bits)
+
+
+@_disable_dynamo  # compiled code breaks off here; `llc_fast.ops` are what it takes in
 def update(
     grads: Values,
     state: State,
@@ -136,12 +217,18 @@ def update(
     weight_decay: float = 0.0,
     noise_level: float = 1.0,
     box: float | None = None,
+    alpha: float | None = None,
+    eps: float | None = None,
+    friction: float | None = None,
 ) -> State:
-    """One SGLD step: writes `params` (and the state's remainders) in place, returns the next state.
+    """One step: writes `params` (and the state's tensors) in place, returns the next state.
 
     grads, params: by name (others are ignored), or one each in the order of `state.names`; a missing or None
-    gradient is +0. Scalars as for `llc_fast.sgld_step_`. Raises before anything is written.
+    gradient is +0. Scalars as for `llc_fast.sgld_step_`; alpha (.99) and eps (.1) as for `rmsprop_sgld_step_`;
+    friction (.1, or what `init` was given) as for `sghmc_step_`. Raises before anything is written.
     """
+    if not isinstance(state, State):
+        raise ArgumentTypeError(f"state is a {type(state).__name__}: give what init or update returned")
     scalars = Scalars.check(
         lr=lr,
         nbeta=nbeta,
@@ -149,24 +236,35 @@ def update(
         weight_decay=weight_decay,
         noise_level=noise_level,
         box=box,
+        **own_settings(
+            state.sampler,
+            alpha=alpha,
+            eps=eps,
+            friction=state.friction if friction is None else friction,
+        ),
     )
-    if not isinstance(state, State):
-        raise ArgumentTypeError(f"state is a {type(state).__name__}: give what init or update returned")
     check_stream(seed=state.seed, chain=state.chain, step=state.step)
     moving = _in_order("params", params, state.names)
     gradients = _in_order("grads", grads, state.names, optional=True)
     plan = state.plan
-    if plan is None or any(a is not b for a, b in zip(plan.params, moving, strict=True)):
+    if plan is None or any(a is not b for a, b in zip(held(plan), moving, strict=True)):
         plan = _plan(state, moving)  # type: ignore[arg-type]
     plan.step(gradients, scalars, state.step)
     return state._replace(step=state.step + 1, plan=plan)
 
 
 def _plan(state: State, params: Sequence[Tensor]) -> Plan:
-    return Plan(
+    return prepare(
         params,
         state.anchors,
+        sampler=state.sampler,
         remainders=state.remainders,
+        buffers=state.buffers,
+        masks=state.masks,
+        state=state.storage,
+        noise=state.noise,
+        thermostat=state.thermostat,
+        sums=state.sums,
         tensor_ids=state.tensor_ids,
         tiles=state.tiles,
         seed=state.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+KINDS = ("gaussian", "ih4")  # by their codes
 STEP_NOISE, ROUNDING, INITIAL_NOISE, BATCH_ORDER = range(4)  # domains of the counter
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -22,6 +23,7 @@ _LOG = (
     0.2016475796699524,
 )
 _SIN = (0.7853981256484985, -0.08074536919593811, 0.002489872043952346, -3.587725950637832e-05)
+_IH4 = (0.9588397145271301, 0.01667272485792637, -0.002032571006566286, 0.00031776257674209774)
 _COS = (1.0, -0.3084242641925812, 0.015849916264414787, -0.00031888068770058453)
 
 
@@ -101,17 +103,45 @@ def gaussian(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return r * torch.where(swap, s, k), r * torch.where(swap, k, s)
 
 
+def ih4(x: Tensor) -> Tensor:
+    """A coarser fp32 normal from one word (int64 tensor): the sum of its bytes, 1,021 atoms, through a polynomial."""
+    total = (x & 0xFF) + ((x >> 8) & 0xFF) + ((x >> 16) & 0xFF) + (x >> 24)
+    t = (2 * total - 1020).to(torch.float32) * 0.0033829498570412397
+    return t * horner(t * t, _IH4)
+
+
+def _block_normals(
+    block: Tensor, key: tuple[int, int], step: int, tensor_id: int, domain: int, kind: str
+) -> Tensor:
+    """The four normals of each block, along a new last axis."""
+    x0, x1, x2, x3 = words(block, key, step, tensor_id, domain)
+    if kind == "ih4":
+        return ih4(torch.stack((x0, x1, x2, x3), dim=-1))
+    return torch.stack((*gaussian(x0, x1), *gaussian(x2, x3)), dim=-1)
+
+
 def normal_at(
-    index: Tensor, key: tuple[int, int], *, step: int, tensor_id: int, domain: int = STEP_NOISE
+    index: Tensor,
+    key: tuple[int, int],
+    *,
+    step: int,
+    tensor_id: int,
+    domain: int = STEP_NOISE,
+    kind: str = "gaussian",
 ) -> Tensor:
     """The normal of each global element index (int64 tensor of any shape), fp32, on its device."""
     flat = index.reshape(-1)
     if flat.numel() and bool((flat[1:] - flat[:-1] == 1).all()):
         first, last = int(flat[0]), int(flat[-1])
         block = torch.arange(first >> 2, (last >> 2) + 1, dtype=torch.int64, device=index.device)
-        x0, x1, x2, x3 = words(block, key, step, tensor_id, domain)
-        n = torch.stack((*gaussian(x0, x1), *gaussian(x2, x3)), dim=-1).reshape(-1)
+        n = _block_normals(block, key, step, tensor_id, domain, kind).reshape(-1)
         return n[first & 3 : (first & 3) + flat.numel()].reshape(index.shape)
-    x0, x1, x2, x3 = words(flat >> 2, key, step, tensor_id, domain)
-    n = torch.stack((*gaussian(x0, x1), *gaussian(x2, x3)), dim=-1)
+    n = _block_normals(flat >> 2, key, step, tensor_id, domain, kind)
     return n.gather(-1, (flat & 3).unsqueeze(-1)).reshape(index.shape)
+
+
+def rounding_bits(index: Tensor, key: tuple[int, int], *, step: int, tensor_id: int) -> Tensor:
+    """Sixteen random bits of each global element index, as int64: eight elements share a block."""
+    x = torch.stack(words(index >> 3, key, step, tensor_id, ROUNDING), dim=-1)
+    word = x.gather(-1, ((index & 7) >> 1).unsqueeze(-1)).squeeze(-1)
+    return (word >> (16 * (index & 1))) & 0xFFFF

@@ -2,64 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import backends
+from .checks import (
+    as_list,
+    check_buffers,
+    check_like,
+    check_noise,
+    check_param,
+    check_remainders,
+    check_state,
+    check_tensors,
+)
 from .errors import ArgumentError, ArgumentTypeError
-from .group import STORAGES, Backend, Group, Storage
+from .group import Backend, Group, Storage, storage_of
 from .noise import chain_key
+from .overflow import Overflow
+from .samplers import find
 from .scalars import Scalars, check_integer, check_stream
-from .tiles import check_memory, check_tiles, expanded, locate, spans, touches, whole
+from .sums import COLUMNS, INDEX
+from .tiles import check_memory, check_tiles, locate, spans, touches, whole
 from .types import Tile
 
 
 class Plan:
-    """The operands of a chain's steps, checked and located once; arguments as for `sgld_step_`."""
+    """The operands of a chain's steps, checked and located once; arguments as for `sgld_step_`.
+
+    buffers: the sampler's fp32 state of each parameter. masks: what `tiles.pack` gave, of all of a parameter, whose
+    tiles then move only where a bit is set. thermostat: fp64, the friction of each chain of the tiles in ascending
+    order, moved by each step. sums: whether a step leaves `totals`. reduce: sums a tensor over the ranks that hold
+    the other shards, None without shards.
+    """
 
     def __init__(
         self,
         params: Sequence[Tensor],
         anchors: Sequence[Tensor] | None,
         *,
+        sampler: str = "sgld",
         remainders: Sequence[Tensor | None] | None = None,
+        buffers: Sequence[Tensor | None] | None = None,
+        masks: Sequence[Tensor | None] | None = None,
         tensor_ids: Sequence[int] | None = None,
         tiles: Sequence[Tile] | None = None,
         seed: int,
         chain: int = 0,
+        state: str = "split",
+        noise: str = "gaussian",
+        thermostat: Tensor | None = None,
+        sums: bool = False,
         backend: str = "auto",
     ) -> None:
         self.backend = backends.check_name(backend)
+        self.sampler = find(sampler)
+        self.state, self.noise = check_state(state), check_noise(noise)
         self.seed, self.chain, _ = check_stream(seed=seed, chain=chain)
-        self.params = _tensors("params", params)
-        self.anchors = None if anchors is None else _tensors("anchors", anchors)
+        self.params = check_tensors("params", params)
+        self.anchors = None if anchors is None else check_tensors("anchors", anchors)
         if self.anchors is not None:
             self._same_count("anchors", self.anchors)
         none: list[Tensor | None] = [None] * len(self.params)
         self.remainders = none if remainders is None else as_list("remainders", remainders)
-        self._same_count("remainders", self.remainders)
+        self.buffers = none if buffers is None else as_list(self._buffers, buffers)
+        self.masks = none if masks is None else as_list("masks", masks)
+        for name, values in (
+            ("remainders", self.remainders),
+            (self._buffers, self.buffers),
+            ("masks", self.masks),
+        ):
+            self._same_count(name, values)
+        self.thermostat = thermostat
+        self.sums = bool(sums) or self.sampler.thermostat
+        self.reduce: Callable[[Tensor], Tensor] | None = None
         self.tensor_ids = self._check_tensor_ids(tensor_ids, tiles is not None)
         self._given_tiles = None if tiles is None else as_list("tiles", tiles)
         self._place()
+
+    @property
+    def _buffers(self) -> str:
+        return f"{self.sampler.buffer or 'buffer'}s"
 
     def _place(self) -> None:
         """Check the tensors as they are now, and find the tiles in them."""
         for i, p in enumerate(self.params):
             check_param(i, p)
-        self._check_remainders()
+        check_remainders(self.remainders, self.params, self.state)
+        check_buffers(self._buffers, self.buffers, self.params, self.sampler)
         read: list[tuple[str, Tensor]] = []
         if self.anchors is not None:
             read = [(f"anchors[{i}]", a) for i, a in enumerate(self.anchors)]
-            self.anchors = [_check_like(name, a, p) for (name, a), p in zip(read, self.params, strict=True)]
+            self.anchors = [check_like(name, a, p) for (name, a), p in zip(read, self.params, strict=True)]
         tiles = self._given_tiles
         if tiles is None:
             tiles = [whole(i, p) for i, p in enumerate(self.params)]
         self.tiles = check_tiles(tiles, self.params)
-        for name, tensors in (("params", self.params), ("remainders", self.remainders)):
+        kept = (("remainders", self.remainders), (self._buffers, self.buffers))
+        for name, tensors in (("params", self.params), *kept):
             for tile in self.tiles:
                 t = tensors[tile.tensor]
                 if t is not None and locate(t, tile) is None:
@@ -68,10 +111,13 @@ class Plan:
                         "a tile is no box of memory: make it contiguous"
                     )
         written = [(f"params[{i}]", p) for i, p in enumerate(self.params)]
-        written += [(f"remainders[{i}]", r) for i, r in enumerate(self.remainders) if r is not None]
+        for name, tensors in kept:
+            written += [(f"{name}[{i}]", r) for i, r in enumerate(tensors) if r is not None]
         check_memory(written, read)
         self._written, self._spans = written, spans([t for _, t in written])
         self._sizes = np.array([p.nbytes for p in self.params], dtype=np.uint64)
+        self.chains = sorted({self.chain if t.chain is None else t.chain for t in self.tiles})
+        self._check_thermostat()
         self.groups = self._group()
         self._stamp = self._now()
 
@@ -83,18 +129,55 @@ class Plan:
         """The gradients as `run` takes them; raises if the step cannot be made."""
         if self._now() != self._stamp:  # a tensor was moved or changed, as by p.data = ...
             self._place()
-        if scalars.needs_anchor and self.anchors is None:
-            raise ArgumentError("anchors is None: localization and box need them, give copies of the weights")
+        if (scalars.needs_anchor or self.sums) and self.anchors is None:
+            raise ArgumentError(
+                "anchors is None: localization, box, sums and SGNHT need them, give copies of the weights"
+            )
         return self._check_grads(grads)
 
     def run(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
         """One update with what `check` has returned since the last one."""
         with torch.no_grad():
             for backend, group in self.groups:
+                if group.sums is not None:
+                    group.sums.zero_()
                 backend.sgld_step(group, grads, scalars, step)
                 if backend.name != "reference":  # which PyTorch itself counts
-                    moved = [self.params[i] for i in {tile.tensor for tile in group.tiles}]
-                    torch.autograd.graph.increment_version([p for p in moved if not p.is_inference()])
+                    self._count(group)
+            if self.sampler.thermostat:
+                self._move_thermostat(scalars)
+            self._overflow.watch()
+
+    def _count(self, group: Group) -> None:
+        """Tell autograd what was written."""
+        written = []
+        for i in {tile.tensor for tile in group.tiles}:
+            written += [self.params[i], self.remainders[i], self.buffers[i]]
+        torch.autograd.graph.increment_version([t for t in written if t is not None and not t.is_inference()])
+
+    def totals(self) -> Tensor:
+        """The sums of the last step by parameter, fp64 (params, 24), on the first parameter's device."""
+        if not self.sums:
+            raise ArgumentError("sums were not asked for: give sums=True")
+        out = torch.zeros((len(self.params), COLUMNS), dtype=torch.float64, device=self.params[0].device)
+        for _, group in self.groups:
+            if group.sums is not None:
+                owners = torch.tensor([tensor for tensor, _ in self._slots[id(group)]], device=out.device)
+                out.index_add_(0, owners, group.sums.to(out.device))
+        return out
+
+    def _move_thermostat(self, scalars: Scalars) -> None:
+        """xi + mean(v^2) - lr, over the selected weights of each chain."""
+        assert self.thermostat is not None
+        sums = torch.zeros((len(self.chains), 2), dtype=torch.float64, device=self.thermostat.device)
+        columns = [INDEX["v2"], INDEX["n"]]
+        for _, group in self.groups:
+            assert group.sums is not None
+            owners = [self.chains.index(chain) for _, chain in self._slots[id(group)]]
+            sums.index_add_(0, torch.tensor(owners, device=sums.device), group.sums[:, columns])
+        if self.reduce is not None:
+            sums = self.reduce(sums)
+        self.thermostat += (sums[:, 0] / sums[:, 1] - scalars.lr).view_as(self.thermostat)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # addresses mean nothing elsewhere: a copy is None, and rebuilt
@@ -106,32 +189,52 @@ class Plan:
 
     def _now(self) -> list[object]:
         stamp: list[object] = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in self.params]
-        stamp += [r.data_ptr() for r in self.remainders if r is not None]
+        stamp += [r.data_ptr() for r in (*self.remainders, *self.buffers) if r is not None]
         return stamp + ([] if self.anchors is None else [a.data_ptr() for a in self.anchors])
 
     def _group(self) -> list[tuple[Backend, Group]]:
         kinds: dict[tuple[torch.device, Storage], list[Tile]] = {}
         for tile in self.tiles:
             p = self.params[tile.tensor]
-            kinds.setdefault((p.device, STORAGES[p.dtype]), []).append(tile)
-        chains = {self.chain if t.chain is None else t.chain for t in self.tiles}
-        keys = {chain: chain_key(self.seed, chain) for chain in chains}
-        return [
-            (
-                backends.resolve(self.backend, device.type, storage),
-                Group(
-                    device,
-                    storage,
-                    tiles,
-                    self.params,
-                    self.anchors,
-                    self.remainders,
-                    self.tensor_ids,
-                    [keys[self.chain if t.chain is None else t.chain] for t in tiles],
-                ),
+            kinds.setdefault((p.device, storage_of(p, self.remainders[tile.tensor])), []).append(tile)
+        keys = {chain: chain_key(self.seed, chain) for chain in self.chains}
+        self._slots: dict[int, list[tuple[int, int]]] = {}
+        groups = []
+        for (device, storage), tiles in kinds.items():
+            chains = [self.chain if t.chain is None else t.chain for t in tiles]
+            owners = [(t.tensor, chain) for t, chain in zip(tiles, chains, strict=True)]
+            slots = list(dict.fromkeys(owners))
+            group = Group(
+                device=device,
+                storage=storage,
+                sampler=self.sampler,
+                noise=self.noise,
+                tiles=tiles,
+                params=self.params,
+                anchors=self.anchors,
+                remainders=self.remainders,
+                buffers=self.buffers,
+                masks=self.masks,
+                tensor_ids=self.tensor_ids,
+                keys=[keys[chain] for chain in chains],
             )
-            for (device, storage), tiles in kinds.items()
+            if self.sums:
+                position = {owner: i for i, owner in enumerate(slots)}
+                group.slots = [position[owner] for owner in owners]
+                with torch.inference_mode(False):
+                    group.sums = torch.zeros((len(slots), COLUMNS), dtype=torch.float64, device=device)
+            if self.thermostat is not None:
+                entries = self.thermostat.view(-1)
+                group.xi = [entries[self.chains.index(chain)] for chain in chains]
+            self._slots[id(group)] = slots
+            groups.append((backends.resolve(self.backend, device.type, storage, self.sampler), group))
+        halves = [
+            self.params[i]
+            for i in sorted({t.tensor for t in self.tiles})
+            if self.params[i].dtype == torch.float16
         ]
+        self._overflow = Overflow(halves)
+        return groups
 
     def _same_count(self, name: str, values: Sequence[object]) -> None:
         if len(values) != len(self.params):
@@ -143,31 +246,32 @@ class Plan:
         values: list[Tensor | None] = as_list("grads", grads)
         self._same_count("grads", values)
         pairs = zip(values, self.params, strict=True)
-        values = [None if g is None else _check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
+        values = [None if g is None else check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
         if touches(self._spans, values, self._sizes):
             check_memory(self._written, [(f"grads[{i}]", g) for i, g in enumerate(values) if g is not None])
         return values
 
-    def _check_remainders(self) -> None:
-        for i, (r, p) in enumerate(zip(self.remainders, self.params, strict=True)):
-            if p.dtype != torch.bfloat16:
-                if r is not None:
-                    raise ArgumentError(f"remainders[{i}] is given, but params[{i}] is {p.dtype}: give None")
-                continue
-            if r is None:
-                raise ArgumentError(
-                    f"params[{i}] is bfloat16 without a remainder, which would freeze the chain: give "
-                    "remainders=[torch.zeros_like(p, dtype=torch.int16) for p in params], and keep them"
-                )
-            if not isinstance(r, Tensor) or r.dtype != torch.int16:
-                raise ArgumentTypeError(f"remainders[{i}] must be an int16 tensor")
-            if r.shape != p.shape or r.device != p.device:
-                raise ArgumentError(
-                    f"remainders[{i}] has shape {tuple(r.shape)} on {r.device}, expected {tuple(p.shape)} "
-                    f"on {p.device}"
-                )
-            if expanded(r):
-                raise ArgumentError(f"remainders[{i}] is expanded: give a tensor with memory of its own")
+    def _check_thermostat(self) -> None:
+        t = self.thermostat
+        if not self.sampler.thermostat:
+            if t is not None:
+                raise ArgumentError(f"thermostat is given, but {self.sampler.name} has none: give None")
+            return
+        if not isinstance(t, Tensor) or t.dtype != torch.float64:
+            raise ArgumentTypeError(
+                "thermostat must be a float64 tensor, one entry a chain: "
+                "torch.full((1,), friction, dtype=torch.float64)"
+            )
+        if t.numel() != len(self.chains) or not t.is_contiguous():
+            raise ArgumentError(
+                f"thermostat has shape {tuple(t.shape)}, the tiles {len(self.chains)} chains: give one entry each"
+            )
+        devices = {self.params[tile.tensor].device for tile in self.tiles} | {t.device}
+        if len(devices) > 1:
+            names = ", ".join(sorted(str(d) for d in devices))
+            raise ArgumentError(
+                f"thermostat and its parameters are on {names}: give each device a group of its own"
+            )
 
     def _check_tensor_ids(self, tensor_ids: Sequence[int] | None, tiled: bool) -> list[int]:
         ids = list(range(len(self.params))) if tensor_ids is None else as_list("tensor_ids", tensor_ids)
@@ -176,50 +280,3 @@ class Plan:
         if not tiled and len(set(ids)) != len(ids):
             raise ArgumentError("tensor_ids repeats a number: two parameters would share their noise")
         return ids
-
-
-def as_list(name: str, values: object) -> list[Any]:
-    """The values as a list, if they are several in an order."""
-    if isinstance(values, Tensor | dict | str) or not isinstance(values, Iterable):
-        raise ArgumentTypeError(f"{name} is a {type(values).__name__}: give a list with one entry each")
-    return list(values)
-
-
-def _tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
-    values = as_list(name, values)
-    if not values and name == "params":
-        raise ArgumentError("params is empty: give at least one tensor")
-    for i, t in enumerate(values):
-        if not isinstance(t, Tensor):
-            raise ArgumentTypeError(f"{name}[{i}] is a {type(t).__name__}: give a tensor")
-    return values
-
-
-def check_param(i: int | str, p: Tensor) -> None:
-    if p.is_meta:
-        raise ArgumentError(f"params[{i}] is a meta tensor without weights: load the model first")
-    if p.layout != torch.strided:
-        raise ArgumentTypeError(f"params[{i}] has layout {p.layout}: give dense tensors")
-    if p.dtype not in STORAGES:
-        raise ArgumentTypeError(f"params[{i}] is {p.dtype}: use float32, bfloat16 or (slowly) float64")
-    if expanded(p):
-        raise ArgumentError(
-            f"params[{i}] is expanded or overlaps itself: give a tensor with memory of its own"
-        )
-
-
-def _check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
-    """The tensor, contiguous, if it fits its parameter."""
-    if not isinstance(t, Tensor):
-        raise ArgumentTypeError(f"{name} is a {type(t).__name__}: give a tensor")
-    if t.layout != torch.strided:
-        raise ArgumentTypeError(f"{name} has layout {t.layout}: give a dense tensor (.to_dense())")
-    if t.shape != p.shape:
-        raise ArgumentError(
-            f"{name} has shape {tuple(t.shape)}, its parameter {tuple(p.shape)}: make them equal"
-        )
-    if t.dtype != p.dtype:
-        raise ArgumentTypeError(f"{name} is {t.dtype}, its parameter {p.dtype}: convert it (.to({p.dtype}))")
-    if t.device != p.device:
-        raise ArgumentError(f"{name} is on {t.device}, its parameter on {p.device}: move it there")
-    return t if t.is_contiguous() else t.detach().contiguous()

@@ -70,7 +70,8 @@ def _bits(x: float) -> int:
 class Scalars:
     """What a step multiplies by: float64 here, fp32 in the kernels' struct.
 
-    Terms whose fp32 scalar is exactly 0 are left out of the step.
+    Terms whose fp32 scalar is exactly 0 are left out of the step. alpha, eps: decay and offset of RMSprop.
+    friction: of samplers with a velocity, which also scales their noise; None for those without.
     """
 
     lr: float
@@ -79,6 +80,9 @@ class Scalars:
     weight_decay: float = 0.0
     noise_level: float = 1.0
     box: float | None = None
+    alpha: float = 0.0
+    eps: float = 0.0
+    friction: float | None = None
 
     @classmethod
     def check(
@@ -90,7 +94,11 @@ class Scalars:
         weight_decay: object = 0.0,
         noise_level: object = 1.0,
         box: object = None,
+        alpha: object = None,
+        eps: object = None,
+        friction: object = None,
         box_name: str = "box",
+        friction_name: str = "friction",
     ) -> Scalars:
         """Checked scalars; raises ArgumentError or ArgumentTypeError naming the one at fault."""
         scalars = cls(
@@ -100,13 +108,26 @@ class Scalars:
             weight_decay=check_scalar("weight_decay", weight_decay),
             noise_level=check_scalar("noise_level", noise_level),
             box=None if box is None else check_scalar(box_name, box),
+            alpha=0.0 if alpha is None else check_scalar("alpha", alpha),
+            eps=0.0 if eps is None else check_scalar("eps", eps),
+            friction=None if friction is None else check_scalar(friction_name, friction),
         )
+        if scalars.alpha >= 1.0 or to_float32(scalars.alpha) == 1.0:
+            raise ArgumentError(f"alpha is {scalars.alpha}: give a number in [0, 1), a running mean's decay")
+        if eps is not None and to_float32(scalars.eps) < _SMALLEST_NORMAL:
+            raise ArgumentError(f"eps is {scalars.eps}: give a number > 0, which bounds the preconditioner")
+        if scalars.friction is not None and scalars.friction >= 2.0:
+            raise ArgumentError(
+                f"{friction_name} is {scalars.friction}: give a number < 2, beyond it the velocity grows"
+            )
         for name, value in (
             ("nbeta", scalars.nbeta),
             ("localization", scalars.localization),
             ("weight_decay", scalars.weight_decay),
             ("lr", scalars.lr),
             ("sqrt(lr) * noise_level", scalars.c2),
+            ("sqrt(2 * friction * lr) * noise_level", scalars.c3),
+            ("eps", scalars.eps),
             (box_name, scalars.box or 0.0),
         ):
             if value > 3.4e38:
@@ -124,12 +145,23 @@ class Scalars:
         return math.sqrt(self.lr) * self.noise_level
 
     @property
+    def c3(self) -> float:
+        """Factor of the noise of a velocity, sqrt(2 * friction * lr) * noise_level."""
+        return math.sqrt(2 * (self.friction or 0.0) * self.lr) * self.noise_level
+
+    @property
+    def beta(self) -> float:
+        """1 - alpha."""
+        return 1.0 - self.alpha
+
+    @property
     def terms(self) -> int:
         """Bit set of the terms that are present."""
+        noise = self.c2 if self.friction is None else self.c3
         return (
             (WEIGHT_DECAY if to_float32(self.weight_decay) != 0.0 else 0)
             | (LOCALIZATION if to_float32(self.localization) != 0.0 else 0)
-            | (NOISE if to_float32(self.c2) != 0.0 else 0)
+            | (NOISE if to_float32(noise) != 0.0 else 0)
             | (BOX if self.box is not None else 0)
         )
 
@@ -147,11 +179,11 @@ class Scalars:
             _bits(self.localization),
             _bits(self.c1),
             _bits(self.c2),
-            0,
-            0,
-            0,
+            _bits(self.alpha),
+            _bits(self.beta),
+            _bits(self.eps),
             _bits(box),
             _bits(self.lr),
-            0,
-            0,
+            _bits(self.friction or 0.0),
+            _bits(self.c3),
         )

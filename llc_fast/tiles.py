@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
@@ -108,6 +109,21 @@ def check_tiles(tiles: Sequence[Tile], params: Sequence[Tensor]) -> list[Tile]:
         if not _disjoint(mine, params[tensor].numel()):
             raise ArgumentError(f"tiles of params[{tensor}] overlap: an element would be updated twice")
     return kept
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean mask as bits in row-major order, the lowest of a byte first, with eight bytes to spare."""
+    flat = mask.detach().reshape(-1).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8 + 64)).view(-1, 8)
+    weights = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8, device=flat.device)
+    return (flat * weights).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, tile: Tile) -> Tensor:
+    """The (rows, cols) booleans of a tile, from what `pack` gave."""
+    rows = torch.arange(tile.rows, device=bits.device)[:, None] * tile.stride
+    index = tile.offset + rows + torch.arange(tile.cols, device=bits.device)
+    return ((bits[index >> 3] >> (index & 7).to(torch.uint8)) & 1).bool()
 
 
 def _disjoint(tiles: list[Tile], numel: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Slot:
 
 @dataclass
 class Case:
-    """The arguments of one `sgld_step_`, and the number of threads it runs on."""
+    """The arguments of one step, and the number of threads it runs on; sums, thermostat: what the last run gave."""
 
     params: list[Slot]
     grads: list[Slot | None]
@@ -70,39 +71,59 @@ class Case:
     tiles: list[Tile] | None = None
     threads: int = 1
     label: str = field(default="", repr=False)
+    sampler: str = "sgld"
+    buffers: list[Slot | None] = field(default_factory=list)
+    friction: float | None = None  # at which a thermostat stands
+    wants_sums: bool = False
+    sums: Tensor | None = None
+    thermostat: Tensor | None = None
 
     def run(self, backend: str, device: str = "cpu", **changes: Any) -> list[Tensor]:
-        """The buffers of all params, then of all remainders, after a step; elements around tensors included."""
+        """The memory of all params, remainders and buffers after a step; elements around tensors included."""
 
         def there(slots: list[Any] | None) -> list[Any]:
             return [(None, None) if slot is None else slot.on(device) for slot in slots or []]
 
-        params, remainders = there(self.params), there(self.remainders)
+        params, remainders, buffers = there(self.params), there(self.remainders), there(self.buffers)
         arguments = self.settings | {"tiles": self.tiles, "backend": backend} | changes
+        if self.sampler != "sgld":
+            own = {"rmsprop_sgld": "square_avgs", "sghmc": "velocities", "sgnht": "velocities"}
+            if buffers:
+                arguments[own.get(self.sampler, "buffers")] = [t for _, t in buffers]
+        if self.friction is not None:
+            chains = {t.chain for t in self.tiles or []} or {None}
+            arguments["thermostat"] = self.thermostat = torch.full(
+                (len(chains),), self.friction, dtype=torch.float64, device=device
+            )
+        if self.wants_sums:
+            self.sums = torch.full((len(params), 24), float("nan"), dtype=torch.float64, device=device)
+            arguments["sums"] = self.sums
         with threads(self.threads):
-            llc_fast.sgld_step_(
+            STEPS.get(self.sampler, partial(_custom_step, self.sampler))(
                 [t for _, t in params],
                 [t for _, t in there(self.grads)],
                 None if self.anchors is None else [t for _, t in there(self.anchors)],
                 remainders=[t for _, t in remainders],
                 **arguments,
             )
-        return [buffer.cpu() for buffer, _ in params + remainders if buffer is not None]
+        return [buffer.cpu() for buffer, _ in params + remainders + buffers if buffer is not None]
 
     def before(self) -> list[Tensor]:
         """What `run` returns, as it is before the step."""
-        return [slot.buffer for slot in [*self.params, *self.remainders] if slot is not None]
+        kept = [*self.params, *self.remainders, *self.buffers]
+        return [slot.buffer for slot in kept if slot is not None]
 
     def touched(self) -> list[Tensor]:
         """For each buffer that `run` returns, true where the tiles are."""
         masks = []
-        for slots in (self.params, self.remainders):
+        given = self.settings.get("masks")
+        for slots in (self.params, self.remainders, self.buffers):
             for i, slot in enumerate(slots):
                 if slot is None:
                     continue
                 inside = torch.zeros(slot.shape, dtype=torch.bool)
                 if self.tiles is None:
-                    inside.fill_(True)
+                    inside.copy_(torch.ones_like(inside) if given is None or given[i] is None else given[i])
                 for tile in self.tiles or []:
                     if tile.tensor == i:
                         box = (tile.rows, tile.cols), (tile.stride, 1), tile.offset
@@ -119,7 +140,7 @@ def differing(a: Tensor, b: Tensor) -> int:
     assert a.shape == b.shape
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     unequal = a.contiguous().view(bits) != b.contiguous().view(bits)
-    if a.dtype in (torch.float32, torch.float64):
+    if a.dtype in (torch.float32, torch.float64, torch.float16):
         unequal &= ~(a.isnan() & b.isnan())
     return int(unequal.sum())
 
@@ -157,6 +178,97 @@ def draw(seed: int, dtype: torch.dtype, terms: int | None = None, *, length: int
     return case
 
 
+STEPS = {
+    "sgld": llc_fast.sgld_step_,
+    "rmsprop_sgld": llc_fast.rmsprop_sgld_step_,
+    "sghmc": llc_fast.sghmc_step_,
+    "sgnht": llc_fast.sghmc_step_,
+}
+
+
+def _custom_step(
+    sampler: str, params: list[Tensor], grads: list[Any], anchors: list[Tensor] | None, **arguments: Any
+) -> None:
+    """A step of a sampler that has no function of its own."""
+    own = llc_fast.samplers.find(sampler).defaults
+    scalars = {
+        k: arguments.pop(k) for k in ("lr", "nbeta", "localization", "weight_decay", "noise_level", "box")
+    }
+    step, sums = arguments.pop("step"), arguments.pop("sums", None)
+    masks = arguments.pop("masks", None)
+    if masks is not None:
+        arguments["tiles"], arguments["masks"] = llc_fast.masks.tiles(params, masks)
+    plan = llc_fast.plan.Plan(params, anchors, sampler=sampler, sums=sums is not None, **arguments)
+    plan.step(grads, llc_fast.scalars.Scalars.check(**scalars, **own), step)
+    if sums is not None:
+        sums.copy_(plan.totals())
+
+
+def vary(
+    case: Case,
+    seed: int,
+    *,
+    sampler: str = "sgld",
+    state: str = "split",
+    noise: str = "gaussian",
+    masked: bool = False,
+    sums: bool = False,
+    calm: bool = False,
+) -> Case:
+    """A drawn case as another sampler, storage or noise takes it. masked: by booleans instead of tiles, regular or
+    scattered; sums: anchors are given, and every backend leaves its sums; calm: no extreme values, so that sums
+    can be compared."""
+    rng = np.random.default_rng([seed, 99])
+    shapes = [slot.shape for slot in case.params]
+    if calm:
+        kept = [*case.params, *case.grads, *(case.anchors or [])]
+        for slot in [slot for slot in kept if slot is not None]:
+            slot.buffer.copy_(torch.from_numpy(rng.standard_normal(slot.buffer.shape[0]) * 0.1))
+    case.sampler, case.wants_sums = sampler, sums
+    case.settings |= {"state": state, "noise": noise}
+    if case.params[0].buffer.dtype == torch.float16:
+        case.remainders = [_slot(rng, shape, torch.float32) for shape in shapes]
+        for master in case.remainders:
+            if calm:
+                assert master is not None
+                master.buffer.copy_(torch.from_numpy(rng.standard_normal(master.buffer.shape[0]) * 0.1))
+    elif state == "sr":
+        case.remainders = [None for _ in shapes]
+    if llc_fast.samplers.find(sampler).buffer is not None:
+        case.buffers = [_slot(rng, shape, torch.float32) for shape in shapes]
+        for slot in [slot for slot in case.buffers if slot is not None and calm]:
+            slot.buffer.copy_(torch.from_numpy(rng.standard_normal(slot.buffer.shape[0]) * 0.1))
+    if sampler == "rmsprop_sgld":
+        case.settings |= {
+            "alpha": float(rng.choice([0.0, 0.9, 0.99])),
+            "eps": float(10.0 ** rng.uniform(-8, 0)),
+        }
+        for slot in [slot for slot in case.buffers if slot is not None]:
+            if calm or rng.random() < 0.8:  # a mean square, unless the chain has gone wrong
+                slot.buffer.abs_()
+    elif sampler in ("sghmc", "sgnht"):
+        case.settings["friction"] = float(rng.choice([0.01, 0.1, 1.0, 1.9]))
+    if sampler == "sgnht":
+        case.friction = float(rng.uniform(0.0, 1.0))
+    if case.anchors is None and (sums or sampler == "sgnht"):
+        case.anchors = [_near(rng, slot) for slot in case.params]
+    if masked:
+        case.tiles, case.settings["masks"] = None, [_mask(rng, shape) for shape in shapes]
+    case.label += f" {sampler} {state} {noise} masked={masked} {case.settings}"
+    return case
+
+
+def _mask(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor | None:
+    kind = rng.random()
+    if kind < 0.15:
+        return None
+    if kind < 0.4:  # few boxes
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask[: shape[0] // 2 + 1] = True
+        return mask
+    return torch.from_numpy(rng.random(size=shape) < rng.choice([0.02, 0.5, 0.98]))
+
+
 def _shape(rng: np.random.Generator) -> tuple[int, ...]:
     kind = rng.random()
     if kind < 0.35:
@@ -180,6 +292,9 @@ def _bits(rng: np.random.Generator, n: int) -> np.ndarray[Any, np.dtype[np.uint3
 def _tensor(bits: np.ndarray[Any, np.dtype[np.uint32]], dtype: torch.dtype) -> Tensor:
     if dtype == torch.bfloat16:
         return torch.from_numpy((bits >> 16).astype(np.uint16).view(np.int16)).view(torch.bfloat16)
+    if dtype == torch.float16:
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(bits.view(np.float32).astype(np.float16))
     return torch.from_numpy(bits.view(np.float32))
 
 

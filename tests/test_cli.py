@@ -126,6 +126,22 @@ def test_the_table_shows_every_cell_with_its_error(done: dict[str, Any]) -> None
     assert sorted(p.name for p in done["out"].iterdir()) == ["arrays.npz", "heatmap.png", "result.json"]
 
 
+def test_another_sampler_is_taken_by_name(model: Path, text: dict[str, Path], tmp_path: Path) -> None:
+    arguments = cli_tiny.command(
+        model, tmp_path / "out", f"code={text['code']}", sampler="sgnht", friction=0.2
+    )
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    cells = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["cells"]
+    assert {(c["settings"]["sampler"], c["settings"]["friction"]) for c in cells} == {("sgnht", 0.2)}
+    assert all(math.isfinite(c["llc_mean"]) for c in cells)
+    refused = CliRunner().invoke(
+        app, cli_tiny.command(model, tmp_path / "no", f"code={text['code']}", alpha=0.9)
+    )
+    assert refused.exit_code == 2
+    assert not (tmp_path / "no").exists()
+
+
 def test_bfloat16_weights_are_sampled_in_split_storage(
     model: Path, text: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ BAD = {
     "model class": bad(ArgumentTypeError, "model is a type", lambda: nn.Linear),
     "loss_fn": bad(ArgumentTypeError, "loss_fn is a str", loss_fn="mse"),
     "progress": bad(ArgumentTypeError, "progress is a bool", progress=True),
-    "fp16": bad(ArgumentTypeError, r"'0.bias' is torch.float16: convert", other_dtype(torch.float16)),
+    "fp8": bad(ArgumentTypeError, r"'0.bias' is torch.float8_e5m2: convert", other_dtype(torch.float8_e5m2)),
     "meta": bad(ModelError, "'bias' is a meta tensor", meta),
     "inference": bad(ModelError, "inference mode", inference),
     "nan": bad(ModelError, "'3.weight' holds weights that are not finite", with_values(torch.nan)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from test_functional import Net, equal, gradients
 from torch import nn
 
 import llc_fast
-from llc_fast import SGLD, LlcFastError, functional
+from llc_fast import SGLD, Box, LlcFastError, Selection, functional
 
 DTYPES = [torch.float32, torch.bfloat16]
 SETTINGS: dict[str, Any] = {
@@ -201,7 +202,7 @@ def test_a_copied_optimizer_continues_on_the_copied_model(clone):
 def test_a_state_of_something_else_is_refused():
     model = Net()
     optimizer = sampler(model)
-    unnamed = SGLD(Net().parameters(), nbeta=1.0)
+    unnamed = SGLD(Net().parameters(), nbeta=2.0)
     sgd = torch.optim.SGD(Net().named_parameters(), momentum=0.9)
     split = sampler(Net(torch.bfloat16))
     torn = copy.deepcopy(split.state_dict())
@@ -213,12 +214,12 @@ def test_a_state_of_something_else_is_refused():
         (optimizer, unnamed.state_dict(), "state_dict names other parameters"),
         (
             optimizer,
-            SGLD(reversed(list(Net().named_parameters())), nbeta=1.0).state_dict(),
+            SGLD(reversed(list(Net().named_parameters())), nbeta=2.0).state_dict(),
             "in another order",
         ),
         (
             unnamed,
-            SGLD([{"params": [p]} for p in Net().parameters()], nbeta=1.0).state_dict(),
+            SGLD([{"params": [p]} for p in Net().parameters()], nbeta=2.0).state_dict(),
             "state_dict: loaded state dict has a different number",
         ),
         (optimizer, optimizer.state_dict() | {"state": {}}, "no anchor that fits parameter 0"),
@@ -292,7 +293,7 @@ def test_a_refused_group_leaves_nothing_behind():
     one, other = Net(), Net()
     optimizer = sampler(other)
     for group in (
-        {"params": [("x", torch.ones(2)), ("y", torch.ones(2).half())]},
+        {"params": [("x", torch.ones(2)), ("y", torch.ones(2).cfloat())]},
         {"params": [("x", torch.ones(2))], "lr": -1.0},
         {"params": [("first.bias", torch.ones(2))]},
         {"params": [torch.ones(2)]},
@@ -351,7 +352,7 @@ def test_another_dtype_is_refused():
 def test_nothing_moves_where_one_group_is_wrong():
     model = Net()
     named = list(model.named_parameters())
-    optimizer = SGLD([{"params": [p]} for p in named], nbeta=1.0)
+    optimizer = SGLD([{"params": [p]} for p in named], nbeta=2.0)
     optimizer.param_groups[-1]["lr"] = float("nan")
     with pytest.raises(LlcFastError, match="lr is nan"):
         optimizer.step()
@@ -384,3 +385,40 @@ def test_a_chain_ends_at_its_last_step():
     with pytest.raises(LlcFastError, match="step is 4294967296"):
         optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+# --- selections ---
+
+
+def test_a_selection_moves_its_weights_alone_and_keeps_nothing_for_others():
+    model = Net()
+    names = {name for name, _ in model.named_parameters()}
+    boxes = {"first.weight": (Box(0, 1, 3, 3),)}
+    shapes = {"first.weight": tuple(model.first.weight.shape)}
+    table = {name: 7 + i for i, name in enumerate(sorted(names))}
+    chosen = Selection("some", boxes, shapes, table)
+    optimizer = SGLD(model.named_parameters(), nbeta=2.0, lr=1e-2, selection=chosen, seed=4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"first.weight"}
+    changed = (model.first.weight != before["first.weight"]).view(-1)
+    assert changed[:3].all()
+    assert not changed[3:].any()
+    z = llc_fast.normal(3, seed=4, step=0, tensor_id=table["first.weight"])
+    torch.testing.assert_close(
+        model.first.weight.detach().view(-1)[:3], before["first.weight"].view(-1)[:3] + 0.1 * z
+    )
+    assert [len(optimizer.state[p]) for _, p in model.named_parameters()].count(0) == len(names) - 1
+    other = SGLD(Net().named_parameters(), nbeta=2.0, selection=replace(chosen, component="another"))
+    with pytest.raises(LlcFastError, match="state_dict has component 'some', expected 'another'"):
+        other.load_state_dict(optimizer.state_dict())
+    for wrong, match in (
+        (replace(chosen, boxes={"none": boxes["first.weight"]}), "selects none"),
+        (replace(chosen, shapes={"first.weight": (9,)}), "selection is of a model whose"),
+        (replace(chosen, tensor_ids={"first.weight": 0}), "selection knows no"),
+    ):
+        with pytest.raises(LlcFastError, match=match):
+            SGLD(Net().named_parameters(), nbeta=2.0, selection=wrong)
+    with pytest.raises(LlcFastError, match="params has no names"):
+        SGLD(Net().parameters(), nbeta=2.0, selection=chosen)

@@ -24,7 +24,8 @@ def test_the_readme_s_python_runs_as_one_program(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "name", ["llc_fast.ops", "llc_fast.functional", "llc_fast.optim", "llc_fast.estimate", "llc_fast.exact"]
+    "name",
+    ["llc_fast.ops", "llc_fast.functional", "llc_fast.optim.samplers", "llc_fast.estimate", "llc_fast.exact"],
 )
 def test_examples_in_docstrings_run(name: str) -> None:
     module = importlib.import_module(name)

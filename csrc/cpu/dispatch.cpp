@@ -33,7 +33,8 @@ const IsaTable* isa_table(const char* name) {
   if (std::strcmp(name, "generic") == 0) return &generic::kTable;
 #if defined(LLCF_HAVE_X86)
   __builtin_cpu_init();
-  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2")) return &avx2::kTable;
+  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"))
+    return &avx2::kTable;
   if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))
@@ -104,7 +105,7 @@ void parallel(int64_t tasks, int threads, const Body& body) {
 }  // namespace
 
 void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, int64_t n_tiles,
-               const Scalars& s, int terms, int storage, int threads) {
+               const Scalars& s, const Kind& kind, double* sums, int threads) {
   std::vector<int64_t> first(static_cast<size_t>(n_tiles) + 1, 0);
   int64_t elements = 0;
   for (int64_t i = 0; i < n_tiles; ++i) {
@@ -112,17 +113,23 @@ void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, 
     first[i + 1] = first[i] + grid.down * grid.across;
     elements += tiles[i].rows * tiles[i].cols;
   }
+  // Each task adds to sums of its own, which are added up in the order of the tasks.
+  std::vector<double> parts(sums == nullptr ? 0 : static_cast<size_t>(first.back()) * kSums, 0.0);
   parallel(first.back(), elements <= kAlone ? 1 : threads, [&](int64_t task) {
     const int64_t i = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
-    isa.sgld(tiles[i], grads[i], s, terms, storage, Grid(tiles[i]).span(tiles[i], task - first[i]));
+    double* part = sums == nullptr ? nullptr : parts.data() + task * kSums;
+    isa.step(tiles[i], grads[i], s, kind, Grid(tiles[i]).span(tiles[i], task - first[i]), part);
   });
+  for (int64_t i = 0; sums != nullptr && i < n_tiles; ++i)
+    for (int64_t task = first[i]; task < first[i + 1]; ++task)
+      for (int k = 0; k < kSums; ++k) sums[tiles[i].slot * kSums + k] += parts[task * kSums + k];
 }
 
-void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source,
+void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, int noise, const NoiseSource& source,
             int threads) {
   parallel((n + kChunk - 1) / kChunk, n <= kAlone ? 1 : threads, [&](int64_t task) {
     const int64_t i = task * kChunk;
-    isa.normal(out + i, start + static_cast<uint64_t>(i), std::min(kChunk, n - i), source);
+    isa.normal(out + i, start + static_cast<uint64_t>(i), std::min(kChunk, n - i), noise, source);
   });
 }
 

@@ -58,12 +58,15 @@ LLCF_FN void philox_lanes(VQ block, const Rounds& r, VQ x[4]) {
 
 // Addresses stay integers: what is fetched ahead may lie beyond the operand.
 struct Prefetch {
-  int64_t at[4];
-  int64_t bytes[4];  // a group of kGroup elements
+  int64_t at[5];
+  int64_t bytes[5];  // a group of kGroup elements
 };
 
-// Normals of the blocks first, first + 1, ...: `groups` passes of kGroup elements. The blocks must not cross
-// a multiple of 2^32.
+constexpr int kWords = 2;  // besides the kinds of noise: the random words themselves
+
+// Noise of the blocks first, first + 1, ...: `groups` passes of kGroup elements. The blocks must not cross a
+// multiple of 2^32.
+template <int KIND>
 void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& source, const Prefetch& ahead) {
   const Rounds r = fold_rounds(first, source);
   // Position 4j + k of a vector works on block (W/4) k + j, so that transposing within 128 bits puts blocks
@@ -75,7 +78,7 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
     odd[i] = first + (uint64_t)((W / 4) * (q & 3) + (q >> 2));
   }
   for (int g = 0; g < groups; ++g) {
-    for (int t = 0; t < 4; ++t)
+    for (int t = 0; t < 5; ++t)
       for (int64_t line = 0; line < ahead.bytes[t]; line += 64)
         __builtin_prefetch((const void*)(ahead.at[t] + g * ahead.bytes[t] + line), 1);
     VQ e[4], o[4];
@@ -84,8 +87,12 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
     VU x[4];
     for (int j = 0; j < 4; ++j) x[j] = (VU)((e[j] & 0xffffffffull) | (o[j] << 32));
     VF n[4];
-    gaussian<LaneV>(x[0], x[1], &n[0], &n[1]);
-    gaussian<LaneV>(x[2], x[3], &n[2], &n[3]);
+    if (KIND == kGaussian) {
+      gaussian<LaneV>(x[0], x[1], &n[0], &n[1]);
+      gaussian<LaneV>(x[2], x[3], &n[2], &n[3]);
+    } else {
+      for (int j = 0; j < 4; ++j) n[j] = KIND == kIh4 ? ih4<LaneV>(x[j]) : (VF)x[j];
+    }
     transpose4(n);
     for (int j = 0; j < 4; ++j) store(out + g * kGroup + j * W, n[j]);
     even += (uint64_t)W;
@@ -93,7 +100,8 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
   }
 }
 
-// Normals of elements start .. start + n - 1 (n <= kBlock): returns where the first one stands in the buffer.
+// Noise of elements start .. start + n - 1 (n <= kBlock): returns where the first one stands in the buffer.
+template <int KIND>
 const float* fill(float* buffer, uint64_t start, int n, const NoiseSource& source, const Prefetch& ahead) {
   const int phase = (int)(start & 3);
   uint64_t block = start >> 2;
@@ -102,7 +110,7 @@ const float* fill(float* buffer, uint64_t start, int n, const NoiseSource& sourc
   while (blocks > 0) {
     const uint64_t left = 0x100000000ull - (block & 0xffffffffull);  // the counter's low word wraps here
     const int here = left < (uint64_t)blocks ? (int)left : blocks;
-    fill_groups(out, block, (here + W - 1) / W, source, ahead);
+    fill_groups<KIND>(out, block, (here + W - 1) / W, source, ahead);
     out += 4 * here;
     block += (uint64_t)here;
     blocks -= here;
@@ -110,107 +118,244 @@ const float* fill(float* buffer, uint64_t start, int n, const NoiseSource& sourc
   return buffer + phase;
 }
 
+const float* fill(int noise, float* buffer, uint64_t start, int n, const NoiseSource& source,
+                  const Prefetch& ahead) {
+  return noise == kIh4 ? fill<kIh4>(buffer, start, n, source, ahead)
+                       : fill<kGaussian>(buffer, start, n, source, ahead);
+}
+
 // An absent gradient is +0: a row of zeros is read instead, so that there is one loop.
 alignas(64) const float kZeros[kBlock] = {};
 
-template <int TERMS>
-void update_f32(float* __restrict w, const float* __restrict g, const float* __restrict w0,
-                const float* __restrict z, int n, const Scalars& scalars) {
-  const Scalars s = scalars;
-  for (int i = 0; i < n; ++i)
-    w[i] =
-        sgld<Lane1>(w[i], g[i], needs_anchor(TERMS) ? w0[i] : 0.0f, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
+// Consecutive elements of one row of a tile, in memory; what a step does not have is not read.
+struct Run {
+  int64_t w, lo, g, w0, aux;  // addresses
+  const float* z;
+  const uint16_t* h;  // random bits that round
+  int64_t mask, bit;  // where the bits of the mask begin, and the first element's
+};
+
+constexpr int storage_bytes(int storage) { return storage == kFloat32 ? 4 : 2; }
+constexpr int lo_bytes(int storage) { return storage == kSplitBfloat16 ? 2 : storage == kFloat16 ? 4 : 0; }
+
+template <class V>
+LLCF_FN V at(int64_t address, int64_t i, int size) {
+  return load<V>((const char*)(address + i * size));
 }
 
-template <int TERMS>
-void update_split(uint16_t* __restrict hi, int16_t* __restrict lo, const uint16_t* __restrict g,
-                  const uint16_t* __restrict w0, const float* __restrict z, int n, const Scalars& scalars) {
-  const Scalars s = scalars;
-  int i = 0;
-  for (; i + W <= n; i += W) {
-    const VF w = (VF)join_lanes(load<VH>(hi + i), load<VS>(lo + i));
-    const VF anchor = needs_anchor(TERMS) ? bf16_lanes(load<VH>(w0 + i)) : VF{};
-    const VF noise = TERMS & kNoise ? load<VF>(z + i) : VF{};
+template <class V>
+LLCF_FN void put(int64_t address, int64_t i, int size, V v) {
+  store((char*)(address + i * size), v);
+}
+
+template <class V, class M>
+LLCF_FN V blend(M keep, V yes, V no) {
+  return (V)(((M)yes & keep) | ((M)no & ~keep));
+}
+
+// One vector of a run, from element i.
+template <class S, int STORAGE, bool SUMS>
+LLCF_FN void step_vector(const Run& r, int64_t i, const Scalars& s, float xi, int terms, bool masked,
+                         Sums<LaneV>* sums) {
+  constexpr int kSize = storage_bytes(STORAGE);
+  Element<LaneV> e = {};
+  VH hi = {};
+  if (STORAGE == kFloat32) {
+    e.w = at<VF>(r.w, i, 4);
+    e.g = at<VF>(r.g, i, 4);
+    if (SUMS || needs_anchor(terms)) e.w0 = at<VF>(r.w0, i, 4);
+  } else {
+    hi = at<VH>(r.w, i, 2);
+    if (STORAGE == kSplitBfloat16) e.w = (VF)join_lanes(hi, at<VS>(r.lo, i, 2));
+    if (STORAGE == kRoundedBfloat16) e.w = bf16_lanes(hi);
+    if (STORAGE == kFloat16) e.w = at<VF>(r.lo, i, 4);
+    const VH g = at<VH>(r.g, i, 2);
+    e.g = STORAGE == kFloat16 ? half_lanes(g) : bf16_lanes(g);
+    if (SUMS || needs_anchor(terms)) {
+      const VH w0 = at<VH>(r.w0, i, 2);
+      e.w0 = STORAGE == kFloat16 ? half_lanes(w0) : bf16_lanes(w0);
+    }
+  }
+  if (terms & kNoise) e.z = load<VF>(r.z + i);
+  if (S::kAux) e.aux = at<VF>(r.aux, i, 4);
+  const Element<LaneV> old = e;
+  VI keep = {};
+  Sums<LaneV> here;
+  if (SUMS) {
+    if (masked) {
+      keep = mask_lanes(r.mask, r.bit + i);
+      // What is not selected adds nothing, not even an infinity.
+      e.w = blend(keep, e.w, VF{});
+      e.g = blend(keep, e.g, VF{});
+      e.w0 = blend(keep, e.w0, VF{});
+      e.z = blend(keep, e.z, VF{});
+      if (S::kAux) e.aux = blend(keep, e.aux, VF{});
+      here = *sums;
+    }
+  } else if (masked) {
+    keep = mask_lanes(r.mask, r.bit + i);
+  }
+  VF out = S::template step<LaneV>(&e, s, xi, terms, SUMS ? sums : nullptr);
+  if (SUMS && masked && S::kAux)  // a preconditioner and a velocity are not 0 where w and g are
+    for (int k = 0; k < kSums; ++k) sums->at[k] = blend(keep, sums->at[k], here.at[k]);
+  if (masked) {
+    out = blend(keep, out, old.w);
+    if (S::kAux) e.aux = blend(keep, e.aux, old.aux);
+  }
+  if (S::kAux) put(r.aux, i, 4, e.aux);
+  if (STORAGE == kFloat32) {
+    put(r.w, i, kSize, out);
+  } else if (STORAGE == kSplitBfloat16) {
     VH high, low;
-    split_lanes((VU)sgld<LaneV>(w, bf16_lanes(load<VH>(g + i)), anchor, noise, s, TERMS), &high, &low);
-    store(hi + i, high);
-    store(lo + i, low);
+    split_lanes((VU)out, &high, &low);
+    if (masked) {  // a pair that no split gives stays as it is
+      const VH few = (VH) __builtin_convertvector(keep, VS);
+      high = blend(few, high, hi);
+      low = blend(few, low, at<VH>(r.lo, i, 2));
+    }
+    put(r.w, i, kSize, high);
+    put(r.lo, i, 2, low);
+  } else {
+    VH high = STORAGE == kFloat16 ? to_half_lanes(out) : round_lanes((VU)out, load<VH>(r.h + i));
+    if (masked) high = blend((VH) __builtin_convertvector(keep, VS), high, hi);
+    if (STORAGE == kFloat16) put(r.lo, i, 4, out);
+    put(r.w, i, kSize, high);
   }
-  for (; i < n; ++i) {
-    const float w = Lane1::bits_to_float(join(hi[i], lo[i]));
-    const float anchor = needs_anchor(TERMS) ? bf16_to_float(w0[i]) : 0.0f;
-    const float out = sgld<Lane1>(w, bf16_to_float(g[i]), anchor, TERMS & kNoise ? z[i] : 0.0f, s, TERMS);
-    const uint32_t u = Lane1::float_to_bits(out);
-    hi[i] = split_hi(u);
-    lo[i] = split_lo(u);
+}
+
+// The elements of a run: whole vectors, then the rest in a vector of its own.
+template <class S, int STORAGE, bool SUMS>
+void step_run(const Run& run, int n, const Scalars& scalars, float xi, int terms, double* totals) {
+  const Scalars s = scalars;
+  const Run r = run;
+  Sums<LaneV> sums = {};
+  int i = 0;
+  if (terms == (kLocalization | kNoise) && r.mask == 0) {
+    for (; i + W <= n; i += W)
+      step_vector<S, STORAGE, SUMS>(r, i, s, xi, kLocalization | kNoise, false, &sums);
+  } else if (r.mask == 0) {
+    for (; i + W <= n; i += W) step_vector<S, STORAGE, SUMS>(r, i, s, xi, terms, false, &sums);
+  } else {
+    for (; i + W <= n; i += W) step_vector<S, STORAGE, SUMS>(r, i, s, xi, terms, true, &sums);
   }
+  if (i < n) {
+    constexpr int kSize = storage_bytes(STORAGE), kLo = lo_bytes(STORAGE);
+    const bool anchored = SUMS || needs_anchor(terms);
+    const size_t left = (size_t)(n - i);
+    alignas(64) char w[4 * W] = {}, lo[4 * W] = {}, g[4 * W] = {}, w0[4 * W] = {}, aux[4 * W] = {};
+    alignas(64) float z[W] = {};
+    alignas(64) uint16_t h[W] = {};
+    alignas(8) uint8_t bits[16] = {};
+    __builtin_memcpy(w, (const char*)r.w + i * kSize, left * kSize);
+    __builtin_memcpy(g, (const char*)r.g + i * kSize, left * kSize);
+    if (kLo) __builtin_memcpy(lo, (const char*)r.lo + i * kLo, left * kLo);
+    if (anchored) __builtin_memcpy(w0, (const char*)r.w0 + i * kSize, left * kSize);
+    if (S::kAux) __builtin_memcpy(aux, (const char*)r.aux + i * 4, left * 4);
+    if (terms & kNoise) __builtin_memcpy(z, r.z + i, left * 4);
+    if (STORAGE == kRoundedBfloat16) __builtin_memcpy(h, r.h + i, left * 2);
+    for (size_t j = 0; j < left; ++j) {
+      const int64_t bit = r.bit + i + (int64_t)j;
+      if (r.mask == 0 || (((const uint8_t*)r.mask)[bit >> 3] >> (bit & 7) & 1))
+        bits[j >> 3] |= (uint8_t)(1u << (j & 7));
+    }
+    const Run rest = {(int64_t)w, (int64_t)lo, (int64_t)g, (int64_t)w0, (int64_t)aux, z, h, (int64_t)bits, 0};
+    step_vector<S, STORAGE, SUMS>(rest, 0, s, xi, terms, true, &sums);
+    __builtin_memcpy((char*)r.w + i * kSize, w, left * kSize);
+    if (kLo) __builtin_memcpy((char*)r.lo + i * kLo, lo, left * kLo);
+    if (S::kAux) __builtin_memcpy((char*)r.aux + i * 4, aux, left * 4);
+  }
+  if (SUMS)
+    for (int k = 0; k < kSums; ++k) {
+      double total = 0;
+      for (int j = 0; j < W; ++j) total += (double)sums.at[k][j];
+      totals[k] += total;
+    }
 }
 
-template <typename T>
-T* element(int64_t base, int64_t index) {
-  return (T*)(base + index * (int64_t)sizeof(T));
+int selected(const Run& r, int n) {
+  if (r.mask == 0) return n;
+  int count = 0;
+  for (int64_t bit = r.bit; bit < r.bit + n; ++bit)
+    count += ((const uint8_t*)r.mask)[bit >> 3] >> (bit & 7) & 1;
+  return count;
 }
 
-template <typename T>
-const T* gradient(int64_t base, int64_t index) {
-  return base == 0 ? (const T*)kZeros : element<const T>(base, index);
-}
-
-template <int TERMS>
-void sgld_span(const TileRow& t, int64_t grad, const Scalars& s, int storage, Span span) {
+template <class S, int STORAGE, bool SUMS>
+void step_span(const TileRow& t, int64_t grad, const Scalars& s, const Kind& kind, Span span, double* sums) {
+  constexpr int kSize = storage_bytes(STORAGE), kLo = lo_bytes(STORAGE);
   alignas(64) float buffer[kBuffer];
+  alignas(64) float words[STORAGE == kRoundedBfloat16 ? kBuffer : 1];
   const NoiseSource source{t.key, s.step, (uint32_t)t.tensor_id, kStepNoise};
-  const int64_t size = storage == kFloat32 ? 4 : 2;
+  const NoiseSource rounding{t.key, s.step, (uint32_t)t.tensor_id, kRounding};
+  const float xi = t.xi == 0 ? s.friction : (float)*(const double*)t.xi;
+  const bool anchored = SUMS || needs_anchor(kind.terms);
   for (int64_t row = span.row0; row < span.row1; ++row) {
     for (int64_t col = span.col0; col < span.col1; col += kBlock) {
       const int n = (int)(span.col1 - col < kBlock ? span.col1 - col : kBlock);
-      const int64_t iw = row * t.w_stride + col, i0 = row * t.w0_stride + col;
-      const int64_t ig = row * t.g_stride + col, il = row * t.lo_stride + col;
-      const float* z = buffer;
-      if (TERMS & kNoise) {
+      const uint64_t first = (uint64_t)(t.start + row * t.global_stride + col);
+      Run r = {};
+      r.w = t.w + (row * t.w_stride + col) * kSize;
+      r.lo = t.lo + (row * t.lo_stride + col) * kLo;
+      r.w0 = t.w0 + (row * t.w0_stride + col) * kSize;
+      r.aux = t.aux + (row * t.aux_stride + col) * 4;
+      r.g = grad == 0 ? (int64_t)kZeros : grad + (row * t.g_stride + col) * kSize;
+      r.mask = t.mask;
+      r.bit = t.mask_start + row * t.mask_stride + col;
+      if (kind.terms & kNoise) {
         // The block's own weights are fetched while its noise is computed.
-        const Prefetch ahead = {
-            {t.w + iw * size, grad + ig * size, t.w0 + i0 * size, t.lo + il * 2},
-            {kGroup * size, grad ? kGroup * size : 0, needs_anchor(TERMS) ? kGroup * size : 0,
-             storage == kFloat32 ? 0 : kGroup * 2}};
-        z = fill(buffer, (uint64_t)(t.start + row * t.global_stride + col), n, source, ahead);
+        const Prefetch ahead = {{r.w, r.g, r.w0, r.lo, r.aux},
+                                {kGroup * kSize, grad ? kGroup * kSize : 0, anchored ? kGroup * kSize : 0,
+                                 kGroup * kLo, S::kAux ? kGroup * 4 : 0}};
+        r.z = fill(kind.noise, buffer, first, n, source, ahead);
       }
-      if (storage == kFloat32)
-        update_f32<TERMS>(element<float>(t.w, iw), gradient<float>(grad, ig), element<const float>(t.w0, i0),
-                          z, n, s);
-      else
-        update_split<TERMS>(element<uint16_t>(t.w, iw), element<int16_t>(t.lo, il),
-                            gradient<uint16_t>(grad, ig), element<const uint16_t>(t.w0, i0), z, n, s);
+      if (STORAGE == kRoundedBfloat16) {
+        // Eight elements share the four words of a block, in the order of their bits in memory.
+        const uint64_t block = first >> 3, last = (first + (uint64_t)n - 1) >> 3;
+        fill<kWords>(words, 4 * block, (int)(4 * (last - block + 1)), rounding, Prefetch{});
+        r.h = (const uint16_t*)words + (first & 7);
+      }
+      step_run<S, STORAGE, SUMS>(r, n, s, xi, kind.terms, sums);
+      if (SUMS) sums[kN] += (double)selected(r, n);
     }
   }
 }
 
-using SpanFn = void (*)(const TileRow&, int64_t, const Scalars&, int, Span);
+using StepFn = void (*)(const TileRow&, int64_t, const Scalars&, const Kind&, Span, double*);
 
-template <int... T>
-struct Terms_ {
-  static constexpr SpanFn table[] = {&sgld_span<T>...};
-};
-template <int... T>
-constexpr SpanFn Terms_<T...>::table[];
-using AllTerms = Terms_<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
-
-void sgld_any(const TileRow& t, int64_t grad, const Scalars& s, int terms, int storage, Span span) {
-  AllTerms::table[terms & kAllTerms](t, grad, s, storage, span);
+template <class S>
+StepFn pick(int storage, bool sums) {
+  static constexpr StepFn table[kStorages][2] = {
+      {&step_span<S, kFloat32, false>, &step_span<S, kFloat32, true>},
+      {&step_span<S, kSplitBfloat16, false>, &step_span<S, kSplitBfloat16, true>},
+      {&step_span<S, kRoundedBfloat16, false>, &step_span<S, kRoundedBfloat16, true>},
+      {&step_span<S, kFloat16, false>, &step_span<S, kFloat16, true>},
+  };
+  return table[storage][sums];
 }
 
-void normal_any(float* out, uint64_t start, int64_t n, const NoiseSource& source) {
+void step_any(const TileRow& t, int64_t grad, const Scalars& s, const Kind& kind, Span span, double* sums) {
+  switch (kind.sampler) {
+#define LLCF_CASE(name) \
+  case k##name:         \
+    return pick<name>(kind.storage, sums != nullptr)(t, grad, s, kind, span, sums);
+    LLCF_SAMPLERS(LLCF_CASE)
+#undef LLCF_CASE
+  }
+}
+
+void normal_any(float* out, uint64_t start, int64_t n, int noise, const NoiseSource& source) {
   alignas(64) float buffer[kBuffer];
   const Prefetch none = {};
   for (int64_t i = 0; i < n; i += kBlock) {
     const int m = (int)(n - i < kBlock ? n - i : kBlock);
-    __builtin_memcpy(out + i, fill(buffer, start + (uint64_t)i, m, source, none), sizeof(float) * (size_t)m);
+    __builtin_memcpy(out + i, fill(noise, buffer, start + (uint64_t)i, m, source, none),
+                     sizeof(float) * (size_t)m);
   }
 }
 
 }  // namespace
 
-extern const IsaTable kTable = {LLCF_ISA_NAME, &sgld_any, &normal_any};
+extern const IsaTable kTable = {LLCF_ISA_NAME, &step_any, &normal_any};
 
 }  // namespace LLCF_ISA
 }  // namespace llcf

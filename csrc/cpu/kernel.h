@@ -3,8 +3,8 @@
 
 #include "llcf_philox.h"
 #include "llcf_round.h"
+#include "llcf_samplers.h"
 #include "llcf_tile.h"
-#include "llcf_update.h"
 
 namespace llcf {
 
@@ -13,18 +13,26 @@ struct Span {
   int64_t row0, row1, col0, col1;
 };
 
+// Which step it is.
+struct Kind {
+  int sampler, storage, noise, terms;
+};
+
 struct IsaTable {
   const char* name;
-  void (*sgld)(const TileRow& tile, int64_t grad, const Scalars& s, int terms, int storage, Span span);
-  void (*normal)(float* out, uint64_t start, int64_t n, const NoiseSource& source);
+  // sums: kSums doubles that are added to, or nullptr.
+  void (*step)(const TileRow& tile, int64_t grad, const Scalars& s, const Kind& kind, Span span,
+               double* sums);
+  void (*normal)(float* out, uint64_t start, int64_t n, int noise, const NoiseSource& source);
 };
 
 const IsaTable* isa_table(const char* name);  // nullptr: not compiled in, or not on this machine
 extern const char* const kIsaNames[3];        // best first
 
+// sums: a row of kSums doubles for each slot, which are added to in a fixed order, or nullptr.
 void sgld_step(const IsaTable& isa, const TileRow* tiles, const int64_t* grads, int64_t n_tiles,
-               const Scalars& s, int terms, int storage, int threads);
-void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, const NoiseSource& source,
+               const Scalars& s, const Kind& kind, double* sums, int threads);
+void normal(const IsaTable& isa, float* out, uint64_t start, int64_t n, int noise, const NoiseSource& source,
             int threads);
 
 }  // namespace llcf

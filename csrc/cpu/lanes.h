@@ -4,6 +4,7 @@
 #pragma once
 
 #include "llcf_noise.h"
+#include "llcf_round.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -64,6 +65,8 @@ struct LaneV {
     return f;
 #endif
   }
+  LLCF_FN F div(F a, F b) { return a / b; }
+  LLCF_FN F constant(float f) { return VF{} + f; }
   LLCF_FN F select(U mask, F yes, F no) { return (VI)mask < 0 ? yes : no; }
   LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
 };
@@ -123,6 +126,55 @@ LLCF_FN void split_lanes(VU u, VH* hi, VH* lo) {
   *hi = __builtin_convertvector(high, VH);
   *lo = __builtin_convertvector(low, VH);
 #endif
+}
+
+// fp16, exactly from it and to nearest even into it.
+LLCF_FN VF half_lanes(VH h) {
+#if LLCF_WIDTH == 16
+  return (VF)_mm512_cvtph_ps((__m256i)h);
+#elif LLCF_WIDTH == 8
+  return (VF)_mm256_cvtph_ps((__m128i)h);
+#else
+  VF f;
+  for (int i = 0; i < W; ++i) f[i] = half_to_float(h[i]);
+  return f;
+#endif
+}
+
+LLCF_FN VH to_half_lanes(VF f) {
+#if LLCF_WIDTH == 16
+  return (VH)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT);
+#elif LLCF_WIDTH == 8
+  return (VH)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT);
+#else
+  VH h;
+  for (int i = 0; i < W; ++i) h[i] = float_to_half(f[i]);
+  return h;
+#endif
+}
+
+LLCF_FN VH narrow(VU u) {
+#if LLCF_WIDTH == 16
+  return (VH)_mm512_cvtepi32_epi16((__m512i)u);
+#else
+  return __builtin_convertvector(u, VH);
+#endif
+}
+
+// round_by of llcf_round.h, for vectors.
+LLCF_FN VH round_lanes(VU u, VH h) {
+  const VI nan = (VI)(u & 0x7fffffffu) > 0x7f800000;
+  return narrow(nan ? VU{} + 0x7fc0u : (u + widen(h)) >> 16);
+}
+
+// All bits of a lane whose bit of the mask is set; `at` counts bits, and eight bytes there may be read.
+LLCF_FN VI mask_lanes(int64_t mask, int64_t at) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, (const void*)(mask + (at >> 3)), 8);
+  const uint32_t word = (uint32_t)(bits >> (at & 7));
+  VU lane;
+  for (int i = 0; i < W; ++i) lane[i] = 1u << i;
+  return (VI)((lane & word) != 0u);
 }
 
 // Within each 128-bit group, turns four vectors of one normal a block into four of one block each.

@@ -63,6 +63,14 @@ struct Lane1 {
     return ::sqrtf(f);
 #endif
   }
+  LLCF_FN F div(F a, F b) {
+#if defined(__CUDA_ARCH__)
+    return __fdiv_rn(a, b);
+#else
+    return a / b;
+#endif
+  }
+  LLCF_FN F constant(float f) { return f; }
   // The top bit of `mask` chooses: set, `yes`; clear, `no`.
   LLCF_FN F select(U mask, F yes, F no) { return (mask >> 31) ? yes : no; }
   LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }

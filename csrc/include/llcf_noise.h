@@ -44,6 +44,21 @@ LLCF_FN void gaussian(typename L::U a, typename L::U c, typename L::F* n0, typen
   *n1 = r * L::select(swap, k, s);
 }
 
+// A cheaper, coarser normal from one word: the sum of its bytes, 1,021 atoms, shaped by a polynomial.
+template <class L>
+LLCF_FN typename L::F ih4(typename L::U x) {
+  using F = typename L::F;
+  using U = typename L::U;
+  const U pairs = (x & 0x00ff00ffu) + ((x >> 8) & 0x00ff00ffu);
+  const U sum = (pairs & 0xffffu) + (pairs >> 16);
+  const F t = L::to_float(L::as_signed(sum + sum) - 1020) * 0.0033829498570412397f;
+  const F p = t * t;
+  F q = p * 0.00031776257674209774f + -0.002032571006566286f;
+  q = q * p + 0.01667272485792637f;
+  q = q * p + 0.9588397145271301f;
+  return t * q;
+}
+
 // The four normals of one block.
 LLCF_FN void gaussian_block(const Words& w, float n[4]) {
   gaussian<Lane1>(w.x[0], w.x[1], &n[0], &n[1]);

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ArgumentTypeError, BackendError
 from ..group import Backend, Storage
+from ..samplers import SAMPLERS, Sampler
 
 log = logging.getLogger("llc_fast")
 
@@ -55,11 +56,11 @@ def check_name(name: object) -> str:
 
 
 @cache
-def resolve(name: str, device_type: str, storage: Storage) -> Backend:
-    """The backend to use for tensors of a device and storage."""
+def resolve(name: str, device_type: str, storage: Storage, sampler: Sampler = SAMPLERS["sgld"]) -> Backend:
+    """The backend to use for tensors of a device and storage, and a sampler."""
     if name != "auto":
         backend = load(name)
-        reason = backend.refuses(device_type, storage)
+        reason = backend.refuses(device_type, storage, sampler)
         if reason is not None:
             raise BackendError(f"backend {name!r} {reason}")
         return backend
@@ -67,7 +68,7 @@ def resolve(name: str, device_type: str, storage: Storage) -> Backend:
     for candidate in _AUTO.get(device_type, ("reference",)):
         try:
             backend = load(candidate)
-            reason = backend.refuses(device_type, storage)
+            reason = backend.refuses(device_type, storage, sampler)
         except BackendError as e:
             reason = str(e)
         if reason is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ..errors import BackendError
 from ..group import STORAGE_CODES, Backend, Group, Storage
+from ..noise import KINDS
+from ..samplers import Sampler
 from ..scalars import Scalars
 
 try:
@@ -24,11 +27,13 @@ class Cpu:
         self.isa = isa
         self.name = f"cpu:{isa}"
 
-    def refuses(self, device_type: str, storage: Storage) -> str | None:
+    def refuses(self, device_type: str, storage: Storage, sampler: Sampler) -> str | None:
         if device_type != "cpu":
             return f"updates tensors on the CPU, not on {device_type}"
         if storage not in STORAGE_CODES:
             return f"has no {storage} step: use backend='reference'"
+        if sampler.kernel not in codes():
+            return f"has no {sampler.name} step: use backend='reference', or add it to llcf_samplers.h"
         return None
 
     def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
@@ -42,18 +47,37 @@ class Cpu:
             addresses.ctypes.data,
             len(rows),
             packed.ctypes.data,
-            scalars.terms,
+            codes()[group.sampler.kernel],
             STORAGE_CODES[group.storage],
+            KINDS.index(group.noise),
+            scalars.terms,
+            0 if group.sums is None else group.sums.data_ptr(),
             torch.get_num_threads(),
             self.isa,
         )
 
     def normal(
-        self, out: Tensor, *, start: int, key: tuple[int, int], step: int, tensor_id: int, domain: int
+        self,
+        out: Tensor,
+        *,
+        start: int,
+        key: tuple[int, int],
+        step: int,
+        tensor_id: int,
+        domain: int,
+        kind: str = "gaussian",
     ) -> None:
-        packed = key[0] | key[1] << 32
+        code, packed = KINDS.index(kind), key[0] | key[1] << 32
         threads = torch.get_num_threads()
-        _cpu.normal(out.data_ptr(), start, out.numel(), packed, step, tensor_id, domain, threads, self.isa)
+        _cpu.normal(
+            out.data_ptr(), start, out.numel(), code, packed, step, tensor_id, domain, threads, self.isa
+        )
+
+
+@cache
+def codes() -> dict[str, int]:
+    """The code of each sampler's kernel."""
+    return {name: i for i, name in enumerate(_cpu.samplers())}
 
 
 def isas() -> list[str]:

@@ -28,6 +28,18 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class SamplerName(StrEnum):
+    sgld = "sgld"
+    rmsprop_sgld = "rmsprop_sgld"
+    sghmc = "sghmc"
+    sgnht = "sgnht"
+
+
+class State(StrEnum):
+    remainder = "split"  # str has a method split
+    rounded = "sr"
+
+
 @contextmanager
 def _guarded() -> Iterator[None]:
     """Errors as one message and exit code 2; Ctrl-C as 130."""
@@ -123,6 +135,22 @@ def estimate(
     bounding_box_size: Annotated[
         float | None, typer.Option(help="Farthest that a weight may go from where it was trained.")
     ] = None,
+    sampler: Annotated[SamplerName, typer.Option(help="How chains move.")] = SamplerName.sgld,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Decay of rmsprop_sgld's mean square. (default: .99)", show_default=False),
+    ] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="Bound of rmsprop_sgld's preconditioner, 1/eps. (default: .1)", show_default=False),
+    ] = None,
+    friction: Annotated[
+        float | None,
+        typer.Option(help="Of sghmc and sgnht. (default: .1 and .01)", show_default=False),
+    ] = None,
+    state: Annotated[
+        State, typer.Option(help="bfloat16 with a remainder (split) or rounded stochastically (sr).")
+    ] = State.remainder,
     seed: Annotated[int, typer.Option(help="Seed of the chains and of the choice of sequences.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="What the weights are converted to.")] = Dtype.float32,
@@ -154,6 +182,11 @@ def estimate(
             weight_decay=weight_decay,
             noise_level=noise_level,
             bounding_box_size=bounding_box_size,
+            sampler=sampler.value,
+            alpha=alpha,
+            eps=eps,
+            friction=friction,
+            state=state.value,
             chains=chains,
             draws=draws,
             burnin=burnin,

@@ -125,6 +125,11 @@ def _cell(
             weight_decay=settings.weight_decay,
             noise_level=settings.noise_level,
             bounding_box_size=settings.bounding_box_size,
+            sampler=settings.sampler,
+            alpha=settings.alpha,
+            eps=settings.eps,
+            friction=settings.friction,
+            state=settings.state,
             backend=settings.backend,
             progress=progress,
         )

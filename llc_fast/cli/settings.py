@@ -10,8 +10,9 @@ import torch
 
 from .. import backends
 from ..errors import ArgumentError
-from ..group import STORAGES
+from ..group import storage_of
 from ..models import DTYPES
+from ..samplers import find, own_settings
 from ..scalars import Scalars, check_integer
 
 
@@ -29,6 +30,11 @@ class Settings:
     weight_decay: float
     noise_level: float
     bounding_box_size: float | None
+    sampler: str
+    alpha: float | None
+    eps: float | None
+    friction: float | None
+    state: str
     chains: int
     draws: int
     burnin: int
@@ -54,6 +60,7 @@ class Settings:
             noise_level=self.noise_level,
             box=self.bounding_box_size,
             box_name="bounding_box_size",
+            **own_settings(self.sampler, alpha=self.alpha, eps=self.eps, friction=self.friction),
         )
         for name, least in (
             ("chains", 1),
@@ -73,8 +80,9 @@ class Settings:
             raise ArgumentError(
                 f"max_sequences is {self.max_sequences}: a batch has {self.batch_size}, give at least that many"
             )
-        storage = STORAGES[DTYPES[self.dtype]]
-        backends.resolve(backends.check_name(self.backend), self.torch_device().type, storage)
+        storage = storage_of(torch.empty(0, dtype=DTYPES[self.dtype]), torch.empty(0))
+        device, sampler = self.torch_device().type, find(self.sampler)
+        backends.resolve(backends.check_name(self.backend), device, storage, sampler)
         return self
 
     def torch_device(self) -> torch.device:

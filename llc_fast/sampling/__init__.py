@@ -3,6 +3,7 @@
 from .chain import Progress, Schedule, Trace, batch_order, run_chain, seed_losses
 from .displacement import Displacement
 from .problem import Baseline, LossFn, Problem, baseline, borrowed, kept_rng, read_pool
+from .together import pooled, ranks_of
 
 __all__ = [
     "Baseline",
@@ -16,6 +17,8 @@ __all__ = [
     "batch_order",
     "borrowed",
     "kept_rng",
+    "pooled",
+    "ranks_of",
     "read_pool",
     "run_chain",
     "seed_losses",

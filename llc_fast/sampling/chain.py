@@ -1,4 +1,4 @@
-"""One chain of SGLD: the order of its batches, its steps and draws, and its death."""
+"""One chain of a sampler: the order of its batches, its steps and draws, and its death."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..noise import BATCH_ORDER, chain_key, words
 from ..plan import Plan
 from ..scalars import Scalars
 from .displacement import Displacement
-from .problem import Problem, mean
+from .problem import Problem
 
 Progress = Callable[[int, int, int, float], None]
 
@@ -84,7 +84,7 @@ def run_chain(
     """
     trace = Trace(schedule.steps, schedule.num_draws)
     draws = {int(step): i for i, step in enumerate(schedule.draw_steps)}
-    _start(plan, displacement)
+    _start(plan, scalars)
     pool = len(problem.batches)
     for step in range(schedule.steps):
         epoch, position = divmod(step, pool)
@@ -92,7 +92,7 @@ def run_chain(
             order = batch_order(plan.seed, plan.chain, epoch, pool)
         trace.batch[step] = order[position]
         loss = problem.loss(order[position])
-        value = trace.loss[step] = float(mean(loss.detach()))
+        value = trace.loss[step] = problem.value(loss)
         if progress is not None:
             progress(plan.chain, step, schedule.steps, value)
         if not math.isfinite(value):
@@ -122,13 +122,20 @@ def batch_order(seed: int, chain: int, epoch: int, size: int) -> list[int]:
 
 
 @torch.no_grad()
-def _start(plan: Plan, displacement: Displacement) -> None:
-    """Weights back to the anchor, remainders to 0, and random losses on a stream of the chain's own."""
-    for p, anchor in zip(plan.params, displacement.anchors, strict=True):
+def _start(plan: Plan, scalars: Scalars) -> None:
+    """Weights back to the anchor, what is kept beside them too, and random losses on a stream of the chain's own."""
+    assert plan.anchors is not None
+    for p, anchor, rest in zip(plan.params, plan.anchors, plan.remainders, strict=True):
         p.copy_(anchor)
-    for lo in displacement.remainders:
-        if lo is not None:
-            lo.zero_()
+        if rest is not None and p.dtype == torch.float16:
+            rest.copy_(anchor)
+        elif rest is not None:
+            rest.zero_()
+    for buffer in plan.buffers:
+        if buffer is not None:
+            buffer.zero_()
+    if plan.thermostat is not None:
+        plan.thermostat.fill_(scalars.friction or 0.0)
     seed_losses(plan.seed, plan.chain)
 
 

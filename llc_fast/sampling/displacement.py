@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference import chunks, join
+from ..shard import Ranks, gradient, local
 from ..tiles import view
 from ..types import Tile
 
@@ -15,7 +16,8 @@ from ..types import Tile
 class Displacement:
     """How far the selected weights are from their anchors, and the pool's gradient there.
 
-    params, anchors, remainders, tiles, box: as a step takes them.
+    params, anchors, remainders, box: as a step takes them. tiles: of local shards; over all ranks that hold the
+    others, every element once. ranks: these, None for one.
     """
 
     def __init__(
@@ -26,9 +28,11 @@ class Displacement:
         tiles: Sequence[Tile],
         *,
         box: float | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.params, self.anchors, self.remainders, self.box = params, anchors, remainders, box
-        self.numel = sum(tile.numel for tile in tiles)
+        self.ranks = ranks
+        self.numel = int(self._total([float(sum(tile.numel for tile in tiles))])[0])
         # On a CPU a piece and its temporaries stay in the cache.
         size = 1 << 17 if all(p.device.type == "cpu" for p in params) else 1 << 22
         self.pieces = [piece for tile in tiles for piece in chunks(tile, size)]
@@ -43,19 +47,22 @@ class Displacement:
     def add_gradient(self, grads: Sequence[Tensor | None]) -> None:
         """Count the gradient of one batch at the anchor."""
         squares = []
+        grads = [
+            gradient(f"grads[{i}]", g, p) for i, (g, p) in enumerate(zip(grads, self.params, strict=True))
+        ]
         for piece, total in zip(self.pieces, self.gradient, strict=True):
             if (g := grads[piece.tensor]) is not None:
                 part = view(g.contiguous(), piece)
                 total += part
                 squares.append((part.double() ** 2).sum())
-        self.squares += _sum(squares)
+        self.squares += self._total([_sum(squares)])[0]
         self.count += 1
 
     def gradient_noise(self, pool: int) -> float:
         """Trace of the covariance, over a pool of batches, of the gradients counted so far; needs 2, or all."""
         if pool == 1:
             return 0.0
-        square_of_sum = _sum([(total.double() ** 2).sum() for total in self.gradient])
+        (square_of_sum,) = self._total([_sum([(total.double() ** 2).sum() for total in self.gradient])])
         spread = max(0.0, self.squares - square_of_sum / self.count)
         return spread / (self.count - 1) * (pool - 1) / pool
 
@@ -67,15 +74,25 @@ class Displacement:
         """
         distance, dot, boxed = [], [], []
         for piece, total in zip(self.pieces, self.gradient, strict=True):
-            w, w0 = (view(x[piece.tensor], piece) for x in (self.params, self.anchors))
+            w, w0 = (view(local(x[piece.tensor]), piece) for x in (self.params, self.anchors))
             if (lo := self.remainders[piece.tensor]) is not None:
-                w, w0 = join(w, view(lo, piece)), w0.float()
+                rest = view(local(lo), piece)
+                w, w0 = join(w, rest) if w.dtype == torch.bfloat16 else rest, w0.float()
+            elif w.dtype == torch.bfloat16:
+                w, w0 = w.float(), w0.float()
             if self.box is not None:
                 boxed.append(((w <= w0 - self.box) | (w >= w0 + self.box)).sum())
             d = (w - w0).view(-1)
             distance.append(torch.dot(d, d))
             dot.append(torch.dot(d, total.view(-1)))
-        return _sum(distance), _sum(dot) / max(self.count, 1), _sum(boxed) / self.numel
+        squared, along, outside = self._total([_sum(distance), _sum(dot), _sum(boxed)])
+        return squared, along / max(self.count, 1), outside / self.numel
+
+    def _total(self, values: list[float]) -> list[float]:
+        """Sums over all ranks."""
+        if self.ranks is None:
+            return values
+        return [float(value) for value in self.ranks.sum(torch.tensor(values, dtype=torch.float64))]
 
 
 def _wide(t: Tensor) -> torch.dtype:

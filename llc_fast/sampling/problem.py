@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..errors import ArgumentError, ArgumentTypeError, ChainError, DataError
+from ..shard import Ranks, fsdp_modules, is_dtensor, reshard, settle
 from .displacement import Displacement
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -24,7 +26,8 @@ LossFn = Callable[[Any, Any], Tensor]
 class Problem:
     """A loss on a pool of batches, as a function of some of a model's weights.
 
-    params, names: the parameters that hold these weights, none frozen.
+    params, names: the parameters that hold these weights, none frozen. ranks: those that hold the model together,
+    each with its own part of every batch or the same; None for one. speaks: whether this rank's batches are its own.
     """
 
     model: nn.Module
@@ -32,10 +35,22 @@ class Problem:
     batches: Sequence[Any]
     params: Sequence[Tensor]
     names: Sequence[str]
+    ranks: Ranks | None = None
+    speaks: bool = True
+
+    @cached_property
+    def fsdp(self) -> bool:
+        return bool(fsdp_modules(self.model))
 
     def loss(self, batch: int) -> Tensor:
         """What loss_fn returns for a batch of the pool, checked."""
+        if self.fsdp:
+            reshard(self.model)  # a pass sees what was written since the last one only in sharded parameters
+            for p in self.params:
+                p.grad = None  # before the pass: after it these are not the gradients that zero_grad finds
         loss = self.loss_fn(self.model, self.batches[batch])
+        if is_dtensor(loss):
+            loss = loss.full_tensor()
         if not isinstance(loss, Tensor):
             raise ArgumentTypeError(
                 f"loss_fn returned a {type(loss).__name__} for batch {batch}: return the loss as a tensor (of a "
@@ -49,10 +64,26 @@ class Problem:
             raise ArgumentError(f"loss_fn returned no losses (shape {tuple(loss.shape)}) for batch {batch}")
         return loss
 
+    def value(self, loss: Tensor) -> float:
+        """The mean loss as a number, over all ranks."""
+        value = float(mean(loss.detach()))
+        return value if self.ranks is None else self.ranks.mean(value)
+
+    def samples(self, counts: Sequence[int | None]) -> list[int | None]:
+        """The numbers of samples in batches of which each rank holds a part."""
+        if self.ranks is None:
+            return list(counts)
+        own = torch.tensor([math.nan if n is None else n * self.speaks for n in counts], dtype=torch.float64)
+        return [None if math.isnan(n) else int(n) for n in self.ranks.gather(own).sum(dim=0).tolist()]
+
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """Gradients of the mean loss, None for a parameter that it does not depend on; no .grad is written."""
+        """Gradients of the mean loss, None for a parameter that it does not depend on."""
         if not loss.requires_grad:
             return [None] * len(self.params)
+        if self.fsdp:  # which leaves gradients in .grad alone
+            mean(loss).backward()
+            reshard(self.model)
+            return [p.grad for p in self.params]
         grads = torch.autograd.grad(mean(loss), self.params, allow_unused=True)
         return [g if g is None or g.layout == torch.strided else g.to_dense() for g in grads]
 
@@ -108,7 +139,7 @@ def baseline(problem: Problem, displacement: Displacement, gradients: int) -> Ba
     connected, seen = False, [False] * len(problem.params)
     for i in range(pool):
         loss = problem.loss(i)
-        losses[i] = float(mean(loss.detach()))
+        losses[i] = problem.value(loss)
         if not math.isfinite(losses[i]):
             raise ChainError(
                 f"the loss of batch {i} is {losses[i]} at w0, before any step: check this batch and the model"
@@ -130,7 +161,7 @@ def baseline(problem: Problem, displacement: Displacement, gradients: int) -> Ba
             "detach() or item(), and the component must take part in the model's output"
         )
     unused = [name for name, used in zip(problem.names, seen, strict=True) if not used]
-    return Baseline(losses, samples, eps, unused if gradients == pool else [])
+    return Baseline(losses, problem.samples(samples), eps, unused if gradients == pool else [])
 
 
 @contextmanager
@@ -148,6 +179,9 @@ def borrowed(model: nn.Module, params: Sequence[Tensor], *, eval_mode: bool) -> 
     Yields copies of params. Within, gradients go to params only, and the model is in eval mode unless asked
     otherwise; then its buffers are kept too.
     """
+    settle(model)
+    reshard(model)
+    grads = [p.grad for p in params]
     anchors = [p.detach().clone(memory_format=torch.contiguous_format) for p in params]
     buffers = [] if eval_mode else [(b, b.detach().clone()) for b in model.buffers()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -161,6 +195,9 @@ def borrowed(model: nn.Module, params: Sequence[Tensor], *, eval_mode: bool) -> 
         with torch.inference_mode(False), torch.enable_grad():
             yield anchors
     finally:
+        reshard(model)
+        for t, grad in zip(params, grads, strict=True):
+            t.grad = grad
         with torch.no_grad():
             for t, kept in [*zip(params, anchors, strict=True), *buffers]:
                 t.copy_(kept)

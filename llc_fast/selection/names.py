@@ -146,5 +146,9 @@ def _wraps(modules: Mapping[str, nn.Module], parent: list[str], part: str, after
 
 
 def _library(module: nn.Module | None) -> str:
-    """The package that a module's class is from, which thus need not be imported."""
-    return type(module).__module__.partition(".")[0]
+    """The package that a module's class is from, which thus need not be imported.
+
+    FSDP2's `fully_shard` puts a class of torch's on top of it.
+    """
+    packages = (base.__module__.partition(".")[0] for base in type(module).__mro__)
+    return next((name for name in packages if name != "torch"), "torch")

@@ -74,6 +74,9 @@ uint16_t Rows<uint16_t>::value(bool) {
 bool same(float a, float b) { return (a != a && b != b) || std::memcmp(&a, &b, 4) == 0; }
 bool same(uint16_t a, uint16_t b) { return a == b; }
 
+bool is_nan(float x) { return x != x; }
+bool is_nan(uint16_t half) { return (half & 0x7fff) > 0x7c00; }
+
 template <typename T>
 bool same(const std::vector<T>& a, const std::vector<T>& b) {
   for (size_t i = 0; i < a.size(); ++i)
@@ -81,34 +84,74 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size();
 }
 
-float noise(const TileRow& t, const Scalars& s, int64_t r, int64_t c) {
-  const uint64_t e = (uint64_t)(t.start + r * t.global_stride + c);
+uint64_t index_of(const TileRow& t, int64_t r, int64_t c) {
+  return (uint64_t)(t.start + r * t.global_stride + c);
+}
+
+Words words_of(const TileRow& t, const Scalars& s, uint64_t block, uint32_t domain) {
+  return block_words(block, domain, s.step, (uint32_t)t.tensor_id, (uint32_t)t.key, (uint32_t)(t.key >> 32));
+}
+
+float noise_of(const TileRow& t, const Scalars& s, int kind, uint64_t e) {
+  const Words x = words_of(t, s, e >> 2, kStepNoise);
+  if (kind == kIh4) return ih4<Lane1>(x.x[e & 3]);
   float n[4];
-  gaussian_block(block_words(e >> 2, kStepNoise, s.step, (uint32_t)t.tensor_id, (uint32_t)t.key,
-                             (uint32_t)(t.key >> 32)),
-                 n);
+  gaussian_block(x, n);
   return n[e & 3];
 }
 
-// What the tile must become, one element after the other.
-void expect(const TileRow& t, const Scalars& s, int terms, Rows<float>& w, Rows<float>* g, Rows<float>* w0) {
-  for (int64_t r = 0; r < t.rows; ++r)
-    for (int64_t c = 0; c < t.cols; ++c)
-      w.at(r, c) = sgld<Lane1>(w.at(r, c), g ? g->at(r, c) : 0.0f, w0 ? w0->at(r, c) : 0.0f,
-                               terms & kNoise ? noise(t, s, r, c) : 0.0f, s, terms);
+// What a tile consists of: weights and gradients of T, what completes weights of type R.
+template <typename T, typename R>
+struct Operands {
+  Rows<T> w, g, w0;
+  Rows<R> lo;
+  Rows<float> aux;
+  std::vector<uint8_t> mask;  // empty: everything
+};
+
+float widened(float x, int) { return x; }
+float widened(uint16_t x, int storage) { return storage == kFloat16 ? half_to_float(x) : bf16_to_float(x); }
+
+float full(float w, uint16_t, int) { return w; }
+float full(uint16_t w, uint16_t lo, int storage) {
+  return storage == kSplitBfloat16 ? Lane1::bits_to_float(join(w, (int16_t)lo)) : bf16_to_float(w);
+}
+float full(uint16_t, float master, int) { return master; }
+
+void put(float* w, uint16_t*, int, float out, uint32_t) { *w = out; }
+void put(uint16_t* w, uint16_t* lo, int storage, float out, uint32_t h) {
+  const uint32_t u = Lane1::float_to_bits(out);
+  *w = storage == kSplitBfloat16 ? split_hi(u) : round_by(u, h);
+  if (storage == kSplitBfloat16) *lo = (uint16_t)split_lo(u);
+}
+void put(uint16_t* w, float* master, int, float out, uint32_t) {
+  *w = float_to_half(out);
+  *master = out;
 }
 
-void expect(const TileRow& t, const Scalars& s, int terms, Rows<uint16_t>& w, Rows<uint16_t>& lo,
-            Rows<uint16_t>* g, Rows<uint16_t>* w0) {
+// What the tile must become, one element after the other; returns how many elements moved.
+template <class S, typename T, typename R>
+double expect(const TileRow& t, const Scalars& s, const Kind& k, Operands<T, R>& o, bool grad, bool anchor) {
+  double moved = 0;
   for (int64_t r = 0; r < t.rows; ++r)
     for (int64_t c = 0; c < t.cols; ++c) {
-      const float full = Lane1::bits_to_float(join(w.at(r, c), (int16_t)lo.at(r, c)));
-      const float out =
-          sgld<Lane1>(full, g ? bf16_to_float(g->at(r, c)) : 0.0f, w0 ? bf16_to_float(w0->at(r, c)) : 0.0f,
-                      terms & kNoise ? noise(t, s, r, c) : 0.0f, s, terms);
-      w.at(r, c) = split_hi(Lane1::float_to_bits(out));
-      lo.at(r, c) = (uint16_t)split_lo(Lane1::float_to_bits(out));
+      const int64_t bit = t.mask_start + r * t.mask_stride + c;
+      if (!o.mask.empty() && !(o.mask[(size_t)(bit >> 3)] >> (bit & 7) & 1)) continue;
+      const uint64_t index = index_of(t, r, c);
+      Element<Lane1> e = {};
+      e.w = full(o.w.at(r, c), o.lo.at(r, c), k.storage);
+      e.g = grad ? widened(o.g.at(r, c), k.storage) : 0.0f;
+      e.w0 = anchor ? widened(o.w0.at(r, c), k.storage) : 0.0f;
+      e.z = k.terms & kNoise ? noise_of(t, s, k.noise, index) : 0.0f;
+      e.aux = S::kAux ? o.aux.at(r, c) : 0.0f;
+      const float xi = t.xi == 0 ? s.friction : (float)*reinterpret_cast<const double*>(t.xi);
+      const float out = S::template step<Lane1>(&e, s, xi, k.terms, nullptr);
+      const Words x = words_of(t, s, index >> 3, kRounding);
+      put(&o.w.at(r, c), &o.lo.at(r, c), k.storage, out, rounding_bits(x.x, (uint32_t)index));
+      if (S::kAux) o.aux.at(r, c) = e.aux;
+      moved += 1;
     }
+  return moved;
 }
 
 struct Size {
@@ -132,14 +175,16 @@ Size size(bool large) {
   }
 }
 
-template <typename T>
-void check(const char* isa_name, int threads, bool large, const std::string& fault) {
+template <class S, typename T, typename R>
+void check(const char* isa_name, int threads, bool large, const std::string& fault, int sampler,
+           int storage) {
   const IsaTable& isa = *isa_table(isa_name);
-  const bool split = sizeof(T) == 2;
-  const int terms = (int)(rng() % 16);
+  const Kind kind = {sampler, storage, (int)(rng() % 3 == 0), (int)(rng() % 16)};
   const Size n = size(large);
-  Rows<T> w(n.rows, n.cols, between(0, 40), true), g(n.rows, n.cols - (fault == "read"), 0, true);
-  Rows<T> w0(n.rows, n.cols, between(0, 9), true), lo(n.rows, n.cols, between(0, 9), true);
+  Operands<T, R> o = {
+      Rows<T>(n.rows, n.cols, between(0, 40), true),    Rows<T>(n.rows, n.cols - (fault == "read"), 0, true),
+      Rows<T>(n.rows, n.cols, between(0, 9), true),     Rows<R>(n.rows, n.cols, between(0, 9), true),
+      Rows<float>(n.rows, n.cols, between(0, 9), true), {}};
   Scalars s = {};
   s.step = (uint32_t)rng();
   s.nbeta = 3.5f;
@@ -147,40 +192,78 @@ void check(const char* isa_name, int threads, bool large, const std::string& fau
   s.gamma = 7.0f;
   s.c1 = -1e-3f;
   s.c2 = 0.03f;
+  s.alpha = 0.9f;
+  s.beta = 0.1f;
+  s.delta = 1e-3f;
   s.box = 0.5f;
-  const bool has_grad = fault == "read" || rng() % 4 != 0, has_anchor = needs_anchor(terms) || rng() % 2;
+  s.lr = 2e-3f;
+  s.friction = 0.3f;
+  s.c3 = 0.02f;
+  const bool wants_sums = rng() % 3 == 0;
+  const bool has_grad = fault == "read" || rng() % 4 != 0;
+  const bool has_anchor = wants_sums || needs_anchor(kind.terms) || rng() % 2;
   const int64_t wrap = (int64_t)4 << 32;  // where a block index outgrows 32 bits
   const int64_t starts[] = {0, between(0, 9), wrap - between(1, 4000), ((int64_t)1 << 57) + between(0, 9)};
-  const TileRow t = {w.address(),
-                     has_anchor ? w0.address() : 0,
-                     split ? lo.address() : 0,
-                     n.rows,
-                     n.cols + (fault == "write"),
-                     w.stride(),
-                     w0.stride(),
-                     lo.stride(),
-                     g.stride(),
-                     starts[rng() % 4],
-                     n.cols + between(0, 1000),
-                     rng(),
-                     (int64_t)(uint32_t)rng(),
-                     {}};
-  const int64_t grad = has_grad ? g.address() : 0;
-  const auto before = w.values(), low = lo.values();
-  sgld_step(isa, &t, &grad, 1, s, terms, split ? kSplitBfloat16 : kFloat32, threads);
-  const auto got = w.values(), got_low = lo.values();
-  w.set(before);
-  lo.set(low);
-  if constexpr (split)
-    expect(t, s, terms, w, lo, has_grad ? &g : nullptr, has_anchor ? &w0 : nullptr);
-  else
-    expect(t, s, terms, w, has_grad ? &g : nullptr, has_anchor ? &w0 : nullptr);
-  if (!same(got, w.values()) || !same(got_low, lo.values())) {
-    std::printf("%s: %s step of %lld x %lld, terms %d, start %lld: other bits than the scalar step\n",
-                isa_name, split ? "split" : "fp32", (long long)n.rows, (long long)n.cols, terms,
+  const double xi = 0.7;
+  TileRow t = {};
+  t.w = o.w.address();
+  t.w0 = has_anchor ? o.w0.address() : 0;
+  t.lo = storage == kSplitBfloat16 || storage == kFloat16 ? o.lo.address() : 0;
+  t.rows = n.rows;
+  t.cols = n.cols + (fault == "write");
+  t.w_stride = o.w.stride();
+  t.w0_stride = o.w0.stride();
+  t.lo_stride = o.lo.stride();
+  t.g_stride = o.g.stride();
+  t.start = starts[rng() % 4];
+  t.global_stride = n.cols + between(0, 1000);
+  t.key = rng();
+  t.tensor_id = (int64_t)(uint32_t)rng();
+  t.aux = S::kAux ? o.aux.address() : 0;
+  t.aux_stride = o.aux.stride();
+  t.xi = rng() % 2 ? reinterpret_cast<int64_t>(&xi) : 0;
+  if (fault.empty() && rng() % 3 == 0) {
+    t.mask_start = between(0, 20);
+    t.mask_stride = n.cols + between(0, 20);
+    o.mask.resize((size_t)((t.mask_start + n.rows * t.mask_stride) / 8 + 9));  // eight bytes to spare
+    for (uint8_t& byte : o.mask) byte = (uint8_t)rng();
+    t.mask = reinterpret_cast<int64_t>(o.mask.data());
+  }
+  const int64_t grad = has_grad ? o.g.address() : 0;
+  const auto before = o.w.values();
+  const auto low = o.lo.values();
+  const auto aux = o.aux.values();
+  std::vector<double> sums(kSums, 0.0);
+  sgld_step(isa, &t, &grad, 1, s, kind, wants_sums ? sums.data() : nullptr, threads);
+  const auto got = o.w.values();
+  const auto got_low = o.lo.values();
+  const auto got_aux = o.aux.values();
+  o.w.set(before);
+  o.lo.set(low);
+  o.aux.set(aux);
+  const double moved = expect<S>(t, s, kind, o, has_grad, has_anchor);
+  const bool counted = !wants_sums || sums[kN] == moved;
+  if (storage == kFloat16)  // whose NaNs are free
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t c = 0; c < t.cols; ++c)
+        if (o.w.at(r, c) != got[(size_t)(r * n.cols + c)] && is_nan(o.w.at(r, c)) &&
+            is_nan(got[(size_t)(r * n.cols + c)]))
+          o.w.at(r, c) = got[(size_t)(r * n.cols + c)];
+  if (!same(got, o.w.values()) || !same(got_low, o.lo.values()) || !same(got_aux, o.aux.values()) ||
+      !counted) {
+    std::printf("%s: sampler %d, storage %d, %lld x %lld, terms %d, start %lld: not the scalar step\n",
+                isa_name, sampler, storage, (long long)n.rows, (long long)n.cols, kind.terms,
                 (long long)t.start);
     std::exit(1);
   }
+}
+
+template <class S>
+void check_storages(const char* isa_name, int threads, bool large, const std::string& fault, int sampler) {
+  check<S, float, uint16_t>(isa_name, threads, large, fault, sampler, kFloat32);
+  check<S, uint16_t, uint16_t>(isa_name, threads, large, fault, sampler, kSplitBfloat16);
+  check<S, uint16_t, uint16_t>(isa_name, threads, large, fault, sampler, kRoundedBfloat16);
+  check<S, uint16_t, float>(isa_name, threads, large, fault, sampler, kFloat16);
 }
 
 void check_normal(const char* isa_name, int threads, bool large) {
@@ -188,14 +271,15 @@ void check_normal(const char* isa_name, int threads, bool large) {
   const uint64_t start = (uint64_t)(((int64_t)4 << 32) - between(0, 5000));
   const NoiseSource source = {rng(), (uint32_t)rng(), (uint32_t)rng(), kInitialNoise};
   float* out = static_cast<float*>(std::malloc(sizeof(float) * (size_t)n));
-  normal(*isa_table(isa_name), out, start, n, source, threads);
+  const int kind = (int)(rng() % 2);
+  normal(*isa_table(isa_name), out, start, n, kind, source, threads);
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t e = start + (uint64_t)i;
+    const Words x = block_words(e >> 2, source.domain, source.step, source.tensor_id, (uint32_t)source.key,
+                                (uint32_t)(source.key >> 32));
     float z[4];
-    gaussian_block(block_words(e >> 2, source.domain, source.step, source.tensor_id, (uint32_t)source.key,
-                               (uint32_t)(source.key >> 32)),
-                   z);
-    if (!same(out[i], z[e & 3])) {
+    gaussian_block(x, z);
+    if (!same(out[i], kind == kIh4 ? ih4<Lane1>(x.x[e & 3]) : z[e & 3])) {
       std::printf("%s: normal %lld of %lld differs\n", isa_name, (long long)i, (long long)n);
       std::exit(1);
     }
@@ -214,8 +298,9 @@ int main(int argc, char** argv) {
     if (isa_table(name) == nullptr) continue;
     for (int i = 0; i < cases; ++i) {
       const bool large = threads > 1;
-      check<float>(name, threads, large, fault);
-      check<uint16_t>(name, threads, large, fault);
+#define LLCF_CHECK(S) check_storages<S>(name, threads, large, fault, k##S);
+      LLCF_SAMPLERS(LLCF_CHECK)
+#undef LLCF_CHECK
       check_normal(name, threads, large);
     }
     std::printf("%s ", name);

@@ -1,0 +1,134 @@
+"""What a step may be given: each check names the argument, what came and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError
+from .group import DTYPES, REMAINDERS
+from .noise import KINDS
+from .samplers import Sampler
+from .tiles import expanded
+
+
+def check_state(state: object) -> str:
+    if state not in ("split", "sr"):
+        raise ArgumentError(f"state is {state!r}: use 'split' or 'sr'")
+    return str(state)
+
+
+def check_noise(noise: object) -> str:
+    if noise not in KINDS:
+        raise ArgumentError(f"noise is {noise!r}: use one of {', '.join(map(repr, KINDS))}")
+    return str(noise)
+
+
+def check_kept(name: str, t: object, p: Tensor, dtype: torch.dtype) -> None:
+    """What is kept between steps beside a parameter, and written with it."""
+    if not isinstance(t, Tensor) or t.dtype != dtype:
+        raise ArgumentTypeError(f"{name} must be a tensor of {dtype}")
+    if t.shape != p.shape or t.device != p.device:
+        raise ArgumentError(
+            f"{name} has shape {tuple(t.shape)} on {t.device}, expected {tuple(p.shape)} on {p.device}"
+        )
+    if expanded(t):
+        raise ArgumentError(f"{name} is expanded: give a tensor with memory of its own")
+
+
+def as_list(name: str, values: object) -> list[Any]:
+    """The values as a list, if they are several in an order."""
+    if isinstance(values, Tensor | dict | str) or not isinstance(values, Iterable):
+        raise ArgumentTypeError(f"{name} is a {type(values).__name__}: give a list with one entry each")
+    return list(values)
+
+
+def check_tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
+    values = as_list(name, values)
+    if not values and name == "params":
+        raise ArgumentError("params is empty: give at least one tensor")
+    for i, t in enumerate(values):
+        if not isinstance(t, Tensor):
+            raise ArgumentTypeError(f"{name}[{i}] is a {type(t).__name__}: give a tensor")
+    return values
+
+
+def check_param(i: int | str, p: Tensor) -> None:
+    if p.is_meta:
+        raise ArgumentError(f"params[{i}] is a meta tensor without weights: load the model first")
+    if p.layout != torch.strided:
+        raise ArgumentTypeError(f"params[{i}] has layout {p.layout}: give dense tensors")
+    if p.dtype not in DTYPES:
+        raise ArgumentTypeError(
+            f"params[{i}] is {p.dtype}: use float32, bfloat16, float16 or (slowly) float64"
+        )
+    if expanded(p):
+        raise ArgumentError(
+            f"params[{i}] is expanded or overlaps itself: give a tensor with memory of its own"
+        )
+
+
+def check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
+    """The tensor, contiguous, if it fits its parameter."""
+    if not isinstance(t, Tensor):
+        raise ArgumentTypeError(f"{name} is a {type(t).__name__}: give a tensor")
+    if hasattr(t, "device_mesh"):
+        raise ArgumentTypeError(
+            f"{name} is a DTensor, its parameter is not: give its local tensor (.to_local())"
+        )
+    if t.layout != torch.strided:
+        raise ArgumentTypeError(f"{name} has layout {t.layout}: give a dense tensor (.to_dense())")
+    if t.shape != p.shape:
+        raise ArgumentError(
+            f"{name} has shape {tuple(t.shape)}, its parameter {tuple(p.shape)}: make them equal"
+        )
+    if t.dtype != p.dtype:
+        raise ArgumentTypeError(f"{name} is {t.dtype}, its parameter {p.dtype}: convert it (.to({p.dtype}))")
+    if t.device != p.device:
+        raise ArgumentError(f"{name} is on {t.device}, its parameter on {p.device}: move it there")
+    return t if t.is_contiguous() else t.detach().contiguous()
+
+
+def check_remainders(remainders: Sequence[Tensor | None], params: Sequence[Tensor], state: str) -> None:
+    """What completes narrow weights: int16 for split bf16, an fp32 master for fp16."""
+    for i, (r, p) in enumerate(zip(remainders, params, strict=True)):
+        wanted = REMAINDERS.get(p.dtype)
+        if wanted is None:
+            if r is not None:
+                raise ArgumentError(f"remainders[{i}] is given, but params[{i}] is {p.dtype}: give None")
+            continue
+        if r is None and p.dtype == torch.bfloat16 and state == "sr":
+            continue
+        if r is None and p.dtype == torch.bfloat16:
+            raise ArgumentError(
+                f"params[{i}] is bfloat16 without a remainder, which would freeze the chain: give "
+                "remainders=[torch.zeros_like(p, dtype=torch.int16) for p in params] and keep them, or "
+                "state='sr'"
+            )
+        if r is None:
+            raise ArgumentError(
+                f"params[{i}] is float16 without its fp32 master, which would freeze the chain: give "
+                "remainders=[p.float() for p in params], and keep them"
+            )
+        check_kept(f"remainders[{i}]", r, p, wanted)
+
+
+def check_buffers(
+    prefix: str, buffers: Sequence[Tensor | None], params: Sequence[Tensor], sampler: Sampler
+) -> None:
+    """The sampler's own state of each parameter."""
+    for i, (b, p) in enumerate(zip(buffers, params, strict=True)):
+        name = f"{prefix}[{i}]"
+        if sampler.buffer is None:
+            if b is not None:
+                raise ArgumentError(f"{name} is given, but {sampler.name} keeps none: give None")
+            continue
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        if b is None:
+            raise ArgumentError(
+                f"{name} is None: give torch.zeros_like(p, dtype={dtype}) for each parameter, and keep them"
+            )
+        check_kept(name, b, p, dtype)
