@@ -43,7 +43,7 @@ class Kernel:
     threads: int
     step: bool
     straight: bool = False  # one pass without a loop, as Triton's are
-    elements: int | None = None  # of an iteration; None: four for each store of sixteen bytes
+    elements: int = 0  # of an iteration; 0: four for each store of sixteen bytes
     told: bool = False  # its terms, and whether there is a mask
 
     def count(self, pattern: str, instructions: list[Instruction] | None = None) -> int:
@@ -72,7 +72,7 @@ def cuda_kernels(arch: str) -> Iterator[Kernel]:
             for symbol, (sass, registers, stack) in disassemble(cubin).items():
                 name = variant(symbol)
                 step, told = not name.endswith("_kernel"), name.startswith("any")
-                elements = (4 if "float32" in name else 8) if step else None
+                elements = (4 if "float32" in name else 8) if step else 0
                 yield Kernel(
                     name,
                     entries[symbol],
@@ -92,7 +92,7 @@ def triton_kernels(arch: str) -> Iterator[Kernel]:
     from llc_fast.kernels.launch import OPTIONS
 
     with tempfile.TemporaryDirectory() as folder:
-        for variant in aot.variants():
+        for variant, (*_, elements) in aot.variants().items():
             compiled = aot.compile_variant(variant, int(arch))
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(compiled.asm["cubin"])
@@ -101,7 +101,17 @@ def triton_kernels(arch: str) -> Iterator[Kernel]:
             if match:
                 name = f"sgld_step {match[1]} {terms_of(int(match[2]))}"
             threads = 32 * OPTIONS["num_warps"]
-            yield Kernel(name, compiled.asm["ptx"], sass, registers, stack, threads, match is not None, True)
+            yield Kernel(
+                name,
+                compiled.asm["ptx"],
+                sass,
+                registers,
+                stack,
+                threads,
+                step=match is not None,
+                straight=True,
+                elements=elements,
+            )
 
 
 SOURCES: dict[str, Callable[[str], Iterator[Kernel]]] = {"cuda": cuda_kernels, "triton": triton_kernels}

@@ -7,158 +7,29 @@ Exit status 1: a rule is broken. 2: there is no nvcc or cuobjdump.
 Instructions per element are counted in the main loop: the innermost loop that stores sixteen bytes at a time. Every
 instruction between its first and its backward branch counts once, predicated ones too, except basic blocks that
 call a subroutine: those are the special values of a square root, which one radius in 2^25 takes. The sum is divided
-by the elements of an iteration, known from the bytes that it stores (four an element, in either storage). Triton's
-kernels have no such loop, a program makes one pass: there everything counts from the entry to the exit behind the
-first sixteen-byte stores, so the search for the program's tile is in it.
+by the elements of an iteration, those of sixteen bytes of w. Kernels named "any" are told their terms and kind of noise
+at run time, and hold code for all of them: what they execute is less than what is counted. Triton's kernels have
+no such loop, a program makes one pass: there everything counts from the entry to the exit behind the first sixteen-byte
+stores, so the search for the program's tile is in it.
 
 Rules. PTX: no fma, no .ftz, every fp32 sum and product .rn. SASS: no local memory; FFMA and .FTZ only where a square
-root or division is expanded (what feeds them comes from MUFU); in the main loop of a CUDA step every access is of
-sixteen bytes, and its registers leave room for half of the warps.
+root or division is expanded (what feeds them comes from MUFU); in the loops of a CUDA step every access is of sixteen
+bytes, but for the bits of a mask; the registers of a kernel that knows its terms leave room for half of the warps,
+those of another for a quarter.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CUDA = ROOT / "csrc" / "cuda"
-TERMS = {1: "decay", 2: "localization", 4: "noise", 8: "box"}
+from _kernels import SOURCES, Instruction, Kernel
+
+MASK = r"LDG\.E\.U8"  # how the bits of a mask are read
 REGISTERS, GRANULE = 65536, 256  # of a multiprocessor; what a warp's are rounded up to
 WARPS = {"80": 64, "86": 48, "89": 48, "90": 64, "100": 64, "103": 64, "120": 48}  # a multiprocessor holds
-
-
-@dataclass(frozen=True)
-class Instruction:
-    address: int
-    predicate: str
-    op: str
-    operands: str
-
-    @property
-    def target(self) -> int | None:
-        """Where a branch goes."""
-        match = re.search(r"0x([0-9a-f]+)", self.operands)
-        return int(match[1], 16) if self.op.startswith("BRA") and match else None
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One compiled kernel. threads: of a block. step: it is one of those that every element of a model passes."""
-
-    name: str
-    ptx: str
-    sass: list[Instruction]
-    registers: int
-    stack: int
-    threads: int
-    step: bool
-    straight: bool = False  # one pass without a loop, as Triton's are
-
-    def count(self, pattern: str, instructions: list[Instruction] | None = None) -> int:
-        """How many instructions, of these or of all, begin so."""
-        chosen = self.sass if instructions is None else instructions
-        return sum(bool(re.match(pattern, i.op)) for i in chosen)
-
-
-# --- sources: each yields the kernels of one language; another one is another entry of SOURCES ---
-
-
-def cuda_kernels(arch: str) -> Iterator[Kernel]:
-    """The kernels of csrc/cuda, compiled with the flags of their CMakeLists.txt."""
-    nvcc = tool("nvcc", ["/usr/local/cuda/bin"])
-    lists = (CUDA / "CMakeLists.txt").read_text()
-    flags = re.findall(r"--(?:fmad|ftz|prec-div|prec-sqrt)=\w+", lists)
-    includes = [f"-I{ROOT / 'csrc' / name}" for name in ("", "include", "cuda")]
-    command = [nvcc, f"-arch=sm_{arch}", "-std=c++17", "-O3", *flags, *includes]
-    threads = int(re.search(r"kThreads = (\d+)", (CUDA / "plan.h").read_text())[1])  # type: ignore[index]
-    with tempfile.TemporaryDirectory() as folder:
-        for source in ("sgld_step.cu", "normal.cu"):
-            ptx, cubin = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cubin"
-            subprocess.run([*command, "-ptx", str(CUDA / source), "-o", str(ptx)], check=True)
-            subprocess.run([*command, "-cubin", str(CUDA / source), "-o", str(cubin)], check=True)
-            entries = split_ptx(ptx.read_text())
-            for symbol, (sass, registers, stack) in disassemble(cubin).items():
-                match = re.search(r"sgld_kernelILi(\d)ELi(\d+)E", symbol)
-                name = re.sub(r".*\d((?:normal|advance)_kernel).*", r"\1", symbol)
-                if match:
-                    name = f"sgld_step {('float32', 'split')[int(match[1])]} {terms_of(int(match[2]))}"
-                yield Kernel(name, entries[symbol], sass, registers, stack, threads, match is not None)
-
-
-def triton_kernels(arch: str) -> Iterator[Kernel]:
-    """The kernels of kernels/, compiled ahead of time with the options of a launch."""
-    from llc_fast.kernels import aot
-    from llc_fast.kernels.launch import OPTIONS
-
-    with tempfile.TemporaryDirectory() as folder:
-        for variant in aot.variants():
-            compiled = aot.compile_variant(variant, int(arch))
-            cubin = Path(folder) / "kernel.cubin"
-            cubin.write_bytes(compiled.asm["cubin"])
-            ((sass, registers, stack),) = disassemble(cubin).values()
-            name, match = variant, re.fullmatch(r"sgld_step_(\w+)_(\d+)", variant)
-            if match:
-                name = f"sgld_step {match[1]} {terms_of(int(match[2]))}"
-            threads = 32 * OPTIONS["num_warps"]
-            yield Kernel(name, compiled.asm["ptx"], sass, registers, stack, threads, match is not None, True)
-
-
-SOURCES: dict[str, Callable[[str], Iterator[Kernel]]] = {"cuda": cuda_kernels, "triton": triton_kernels}
-
-
-def terms_of(bits: int) -> str:
-    return "+".join(text for bit, text in TERMS.items() if bits & bit) or "drift only"
-
-
-# --- reading what the tools print ---
-
-
-def tool(name: str, places: list[str]) -> str:
-    found = shutil.which(name) or next((p for place in places if (p := shutil.which(name, path=place))), None)
-    if found is None:
-        print(f"{name} is not on PATH")
-        sys.exit(2)
-    return found
-
-
-def cuobjdump() -> str:
-    """From the CUDA toolkit, or from Triton's wheel, which has its own."""
-    try:
-        import triton
-    except ImportError:
-        return tool("cuobjdump", ["/usr/local/cuda/bin"])
-    return tool("cuobjdump", [str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin")])
-
-
-def split_ptx(text: str) -> dict[str, str]:
-    """The text of each entry function by its symbol."""
-    parts = re.split(r"\.entry\s+(\w+)", text)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def disassemble(cubin: Path) -> dict[str, tuple[list[Instruction], int, int]]:
-    """Instructions, registers and stack bytes of each function by its symbol."""
-    usage = subprocess.run(
-        [cuobjdump(), "-res-usage", str(cubin)], check=True, capture_output=True, text=True
-    )
-    sizes = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+)", usage.stdout)
-    text = subprocess.run([cuobjdump(), "-sass", str(cubin)], check=True, capture_output=True, text=True)
-    bodies = dict(re.findall(r"Function : (\w+)(.*?)(?=Function : |\Z)", text.stdout, re.S))
-    line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
-    functions = {}
-    for symbol, registers, stack in sizes:
-        found = line.findall(bodies[symbol])
-        sass = [Instruction(int(a, 16), p.strip(), op, operands.strip()) for a, p, op, operands in found]
-        functions[symbol] = (sass, int(registers), int(stack))
-    return functions
 
 
 # --- what is counted ---
@@ -179,7 +50,7 @@ def without_calls(kernel: Kernel, instructions: list[Instruction]) -> list[Instr
 
 
 def main_loop(kernel: Kernel) -> list[Instruction]:
-    """The innermost loop that stores sixteen bytes at a time, without blocks that call a subroutine.
+    """The innermost loop that stores sixteen bytes at a time and has no mask, without blocks that call a subroutine.
 
     Of a straight kernel, everything up to the exit behind its first such stores.
     """
@@ -189,17 +60,32 @@ def main_loop(kernel: Kernel) -> list[Instruction]:
         )
         end = next(n for n, i in enumerate(kernel.sass) if n > wide and i.op == "EXIT")
         return without_calls(kernel, kernel.sass[: end + 1])
-    loops = [(i.target, i.address) for i in kernel.sass if i.target is not None and i.target < i.address]
-    bodies = [[i for i in kernel.sass if first <= i.address <= last] for first, last in loops]
-    bodies = [body for body in bodies if kernel.count(r"STG\.E.*128", body)]
+    bodies = wide_loops(kernel)
+    bodies = [body for body in bodies if not kernel.count(MASK, body)] or bodies
     return without_calls(kernel, min(bodies, key=len)) if bodies else []
 
 
+def wide_loops(kernel: Kernel) -> list[list[Instruction]]:
+    """The loops that store sixteen bytes at a time, and hold no other such loop."""
+    branches = [i for i in kernel.sass if i.op.startswith("BRA") and i.target is not None]
+    ends = [(i.target, i.address) for i in branches if i.target < i.address]
+    bodies = [[i for i in kernel.sass if first <= i.address <= last] for first, last in ends]
+    bodies = [body for body in bodies if kernel.count(r"STG\.E.*128", body)]
+    spans = [(body[0].address, body[-1].address) for body in bodies]
+    inner = [all(not (a <= c and d <= b) or (a, b) == (c, d) for c, d in spans) for a, b in spans]
+    return [body for body, kept in zip(bodies, inner, strict=True) if kept]
+
+
 def stray(kernel: Kernel) -> int:
-    """FFMA and .FTZ instructions that no MUFU feeds: sums or products that were fused or flushed."""
+    """FFMA and .FTZ instructions that no MUFU feeds: sums or products that were fused or flushed.
+
+    Subroutines stand behind the kernel's own code; they are NVIDIA's.
+    """
     fed: set[str] = set()
     strays = 0
-    for i in without_calls(kernel, kernel.sass):
+    called = [i.target for i in kernel.sass if i.op.startswith("CALL") and i.target is not None]
+    own = [i for i in kernel.sass if i.address < min(called, default=i.address + 1)]
+    for i in without_calls(kernel, own):
         registers = re.findall(r"\bR\d+\b", i.operands)
         written, read = registers[:1], registers[1:]
         scaled = "1.84467440737095516160e+19" in i.operands  # 2^64, before the root of a subnormal
@@ -226,6 +112,9 @@ def broken(kernel: Kernel, arch: str) -> list[str]:
     """The rules that a kernel breaks."""
     ptx, loop = kernel.ptx, main_loop(kernel)
     wide = r"(LDG|STG)\.E.*128"
+    loops = [loop] if kernel.straight else wide_loops(kernel)
+    if kernel.told:
+        loops = [[i for i in body if not re.match(MASK, i.op)] for body in loops]
     rules = {
         "fma in PTX": re.search(r"\bfma\.", ptx),
         ".ftz in PTX": ".ftz" in ptx,
@@ -233,11 +122,11 @@ def broken(kernel: Kernel, arch: str) -> list[str]:
         "approximate sqrt or div in PTX": re.search(r"\b(sqrt|div|rcp)\.(approx|full)|\brsqrt\.", ptx),
         "local memory": kernel.count(r"LDL|STL") or kernel.stack,
         "FFMA or .FTZ outside of sqrt and div": stray(kernel),
-        "occupancy": not kernel.straight and occupancy(kernel, arch) < 0.5,
+        "occupancy": not kernel.straight and occupancy(kernel, arch) < (0.25 if kernel.told else 0.5),
         "no main loop": kernel.step and not loop,
         "narrow access in the main loop": kernel.step
         and not kernel.straight
-        and kernel.count(r"LDG|STG|LD$|ST$|LD\.|ST\.", loop) != kernel.count(wide, loop),
+        and any(kernel.count(r"LDG|STG|LD$|ST$|LD\.|ST\.", n) != kernel.count(wide, n) for n in loops),
     }
     return [name for name, found in rules.items() if found]
 
@@ -245,9 +134,9 @@ def broken(kernel: Kernel, arch: str) -> list[str]:
 def row(kernel: Kernel, arch: str) -> str:
     loop = main_loop(kernel)
     stores = kernel.count(r"STG\.E.*128", loop)
-    each = len(loop) / (4 * stores) if stores else float("nan")
+    each = len(loop) / (kernel.elements or 4 * stores) if stores else float("nan")
     fields = [
-        f"{kernel.name:<44}",
+        f"{kernel.name:<64}",
         f"{kernel.registers:>4}",
         f"{occupancy(kernel, arch):>6.0%}",
         f"{kernel.count(r'LDG.E.*128', loop):>6}",
@@ -262,7 +151,7 @@ def row(kernel: Kernel, arch: str) -> str:
     return "".join(fields)
 
 
-HEAD = f"{'kernel':<44} reg  occup  ld128  st128  local  fma  ftz  FFMA   loop  per elem"
+HEAD = f"{'kernel':<64} reg  occup  ld128  st128  local  fma  ftz  FFMA   loop  per elem"
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
-"""Accesses of 16 bytes, and bf16 in halves: bf16 is never computed, only cut from the bits of fp32."""
+"""Accesses of 16 bytes, and one by one, of what an element holds besides its weight."""
 
 import triton
 import triton.language as tl
+
+from .noise import interleave
 
 
 @triton.jit
@@ -10,29 +12,49 @@ def as_float(bits):
 
 
 @triton.jit
-def store_split(hi_at, lo_at, x, mask):
-    """Store fp32 as a rounded bf16 and a signed remainder, by integer operations; a NaN becomes 0x7fc0 and 0."""
-    u = tl.where(x != x, 0x7FC00000, x.to(tl.uint32, bitcast=True))
-    tl.store(hi_at, ((u + 0x8000) >> 16).to(tl.uint16), mask)
-    tl.store(lo_at, u.to(tl.int16), mask)
+def as_bits(x):
+    return x.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def vectors(address, TYPE: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
-    """Pointers to N consecutive vectors of 16 bytes."""
+    """Pointers to N consecutive vectors of V elements, at a multiple of 16 bytes."""
     offset = (tl.arange(0, N) * V)[:, None] + tl.arange(0, V)[None, :]
     return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16) + offset
 
 
 @triton.jit
-def load_bfloat16(address, N: tl.constexpr):
-    """Eight bf16 a vector, as the bits of fp32: taken in pairs, which costs one operation each instead of two."""
-    x = tl.load(vectors(address, tl.uint32, N, 4))
-    return tl.reshape(tl.join(x << 16, x & 0xFFFF0000), (N, 8))
+def pointers(address, offset, TYPE: tl.constexpr, CUT: tl.constexpr):
+    """Pointers to the elements at these offsets; unless CUT, to four adjacent ones each, aligned."""
+    base = address.to(tl.pointer_type(TYPE))
+    if CUT:
+        at = base + offset
+    else:
+        four = offset[:, None] + tl.arange(0, 4)[None, :]
+        at = tl.multiple_of(base, 16) + tl.max_contiguous(tl.multiple_of(four, (1, 4)), (1, 4))
+    return at
 
 
 @triton.jit
-def load_int16(address, N: tl.constexpr):
-    """Eight int16 a vector, widened."""
-    x = tl.load(vectors(address, tl.int32, N, 4))
-    return tl.reshape(tl.join((x << 16) >> 16, x >> 16), (N, 8)).to(tl.uint32, bitcast=True)
+def mask_of_vectors(address, bit, N: tl.constexpr, V: tl.constexpr):
+    """Which elements of N consecutive vectors the mask selects, from that of number `bit` on; all at address 0.
+
+    Two bytes hold the bits of a vector, wherever they begin.
+    """
+    first = bit + tl.arange(0, N) * V
+    at = address.to(tl.pointer_type(tl.uint8)) + (first >> 3)
+    low = tl.load(at, address != 0, 255).to(tl.uint32)
+    high = tl.load(at + 1, address != 0, 255).to(tl.uint32)
+    x = (low | (high << 8)) >> (first & 7).to(tl.uint32)
+    if V == 8:  # the same word for all elements of a vector, spread as their normals are
+        x = tl.join(x, x)
+    x = tl.reshape(interleave(x, x, x, x), (N, V))
+    return ((x >> tl.arange(0, V).to(tl.uint32)[None, :]) & 1) != 0
+
+
+@triton.jit
+def mask_of_elements(address, bit, mask):
+    """Which of the elements with these bits the mask in memory selects; all at address 0."""
+    at = address.to(tl.pointer_type(tl.uint8)) + (bit >> 3)
+    byte = tl.load(at, mask & (address != 0), 255).to(tl.uint32)
+    return mask & (((byte >> (bit & 7).to(tl.uint32)) & 1) != 0)

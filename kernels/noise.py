@@ -1,12 +1,15 @@
-"""Noise "v1": Philox4x32-10 counted by blocks of four elements, and their normals."""
+"""Noise "v1": Philox4x32-10 counted by blocks of four elements, their normals, and the bits that round."""
 
 import triton
 import triton.language as tl
+
+from .table import ROUNDING
 
 _M0 = tl.constexpr(0xD2511F53)
 _M1 = tl.constexpr(0xCD9E8D57)
 _W0 = tl.constexpr(0x9E3779B9)
 _W1 = tl.constexpr(0xBB67AE85)
+_BYTES = tl.constexpr(0x00FF00FF)  # every other one of a word
 
 
 @triton.jit
@@ -59,13 +62,39 @@ def gaussian(a, c):
 
 
 @triton.jit
-def normals(low, high, counter):
+def ih4(x):
+    """A coarser normal from one word: the sum of its bytes, through a polynomial."""
+    pairs = (x & _BYTES) + ((x >> 8) & _BYTES)
+    total = (pairs & 0xFFFF) + (pairs >> 16)
+    t = ((total + total).to(tl.int32) - 1020).to(tl.float32) * 0.0033829498570412397
+    p = t * t
+    q = p * 0.00031776257674209774 + -0.002032571006566286
+    q = q * p + 0.01667272485792637
+    q = q * p + 0.9588397145271301
+    return t * q
+
+
+@triton.jit
+def normals(low, high, counter, KIND: tl.constexpr):
     """The four normals of each block; counter: step, tensor_id and the two words of the key."""
     step, tensor_id, k0, k1 = counter
     x0, x1, x2, x3 = words(low, high, step, tensor_id, k0, k1)
-    n0, n1 = gaussian(x0, x1)
-    n2, n3 = gaussian(x2, x3)
+    if KIND == "ih4":
+        n0, n1, n2, n3 = ih4(x0), ih4(x1), ih4(x2), ih4(x3)
+    else:
+        n0, n1 = gaussian(x0, x1)
+        n2, n3 = gaussian(x2, x3)
     return n0, n1, n2, n3
+
+
+@triton.jit
+def halves(block, high, counter):
+    """Two words for each block of four elements, whose halves are their bits to round by; high: of the block."""
+    step, tensor_id, k0, k1 = counter
+    low = (block >> 1).to(tl.uint32)  # eight elements share a block in this domain
+    x0, x1, x2, x3 = words(low, (high >> 1) | (ROUNDING << 24), step, tensor_id, k0, k1)
+    second = (block & 1) != 0
+    return tl.where(second, x2, x0), tl.where(second, x3, x1)
 
 
 @triton.jit
@@ -75,7 +104,33 @@ def interleave(n0, n1, n2, n3):
 
 
 @triton.jit
-def normal(out, arguments, VECTORS: tl.constexpr):
+def normals_of_vectors(block, counter, KIND: tl.constexpr, N: tl.constexpr, V: tl.constexpr):
+    """The normals of N consecutive vectors of V elements from a block on, if they share its upper word."""
+    high = (block >> 32).to(tl.uint32)
+    if V == 8:  # joined one by one: a two-dimensional block index would be sent through shared memory
+        low = block.to(tl.uint32) + (tl.arange(0, N) * 2).to(tl.uint32)
+        n0, n1, n2, n3 = normals(low, high, counter, KIND)
+        m0, m1, m2, m3 = normals(low + 1, high, counter, KIND)
+        z = interleave(tl.join(n0, m0), tl.join(n1, m1), tl.join(n2, m2), tl.join(n3, m3))
+    else:
+        n0, n1, n2, n3 = normals(block.to(tl.uint32) + tl.arange(0, N).to(tl.uint32), high, counter, KIND)
+        z = interleave(n0, n1, n2, n3)
+    return tl.reshape(z, (N, V))
+
+
+@triton.jit
+def halves_of_vectors(block, counter, N: tl.constexpr):
+    """The bits to round by of N consecutive vectors of eight elements; the block is even."""
+    step, tensor_id, k0, k1 = counter
+    low = (block >> 1).to(tl.uint32) + tl.arange(0, N).to(tl.uint32)
+    high = (block >> 33).to(tl.uint32) | (ROUNDING << 24)
+    x0, x1, x2, x3 = words(low, high, step, tensor_id, k0, k1)
+    x = tl.reshape(interleave(x0, x1, x2, x3), (N, 4))
+    return tl.reshape(tl.join(x & 0xFFFF, x >> 16), (N, 8))
+
+
+@triton.jit
+def normal(out, arguments, KIND: tl.constexpr, VECTORS: tl.constexpr):
     """Fill fp32 `out` with normals; arguments: int64 start, numel, key, step, tensor_id, domain."""
     start = tl.load(arguments)
     numel = tl.load(arguments + 1)
@@ -87,7 +142,7 @@ def normal(out, arguments, VECTORS: tl.constexpr):
     block = (start >> 2) + first + tl.arange(0, VECTORS)
     high = (block >> 32).to(tl.uint32) | (domain << 24)
     counter = step, tensor_id, key.to(tl.uint32), (key >> 32).to(tl.uint32)
-    n0, n1, n2, n3 = normals(block.to(tl.uint32), high, counter)
+    n0, n1, n2, n3 = normals(block.to(tl.uint32), high, counter, KIND)
     z = tl.reshape(interleave(n0, n1, n2, n3), (VECTORS, 4))
     at = first * 4 + (tl.arange(0, VECTORS) * 4)[:, None] + tl.arange(0, 4)[None, :]
     if ((start & 3) == 0) & ((first + VECTORS) * 4 <= numel):

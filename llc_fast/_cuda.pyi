@@ -5,8 +5,11 @@ class CudaError(RuntimeError): ...
 
 def device_count() -> int: ...
 def problem() -> str: ...
-def resident_blocks(device: int, storage: int, terms: int) -> int: ...
-def plan(rows: int, n_tiles: int, storage: int, resident: int) -> tuple[bytearray, int]: ...
+def samplers() -> list[str]: ...
+def resident_blocks(
+    device: int, sampler: int, storage: int, noise: int, terms: int, masked: bool, sums: bool
+) -> int: ...
+def plan(rows: int, n_tiles: int, storage: int, resident: int, n_slots: int) -> tuple[bytearray, int]: ...
 def sgld_step(
     device: int,
     stream: int,
@@ -15,8 +18,14 @@ def sgld_step(
     n_chunks: int,
     grads: int,
     scalars: int,
-    terms: int,
+    sampler: int,
     storage: int,
+    noise: int,
+    terms: int,
+    masked: bool,
+    partials: int,
+    sums: int,
+    n_slots: int,
 ) -> None: ...
 def normal(
     device: int,
@@ -24,6 +33,7 @@ def normal(
     out: int,
     start: int,
     numel: int,
+    kind: int,
     key: int,
     step: int,
     tensor_id: int,

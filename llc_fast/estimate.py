@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -201,7 +202,8 @@ def estimate_llc(
     settings |= {"sampler": sampler, "state": state, "noise": noise}
     settings |= asdict(schedule)
     settings |= {"num_chains": num_chains, "seed": seed, "eval_mode": bool(eval_mode)}
-    return _result(pool, displacement, traces, settings, unhashed, refused)
+    settled = scalars.friction if xi is None else float(xi)  # a thermostat's is where the last chain left it
+    return _result(pool, displacement, traces, settings, unhashed, refused, settled)
 
 
 def _result(
@@ -211,6 +213,7 @@ def _result(
     settings: dict[str, Any],
     unhashed: str,
     refused: Sequence[str],
+    friction: float | None,
 ) -> LLCResult:
     from . import __version__
 
@@ -229,7 +232,6 @@ def _result(
     size = len(start.losses)
     blocks, basis = _blocks(gains, size, s)
     error, dof = diagnostics.mcse(gains)
-    position = float((steps % size).mean()) / (size - 1) if size > 1 else 0.0
     known = [n for n in start.samples if n is not None]
     settings |= {
         "pool_batches": size,
@@ -260,7 +262,7 @@ def _result(
         r_hat_distance=diagnostics.r_hat(_blocks(distance, size, s)[0]),
         ess=diagnostics.ess(blocks),
         basis=basis,
-        order_bias=s["lr"] * nbeta**2 * displacement.gradient_noise(size) / 2 * position,
+        order_bias=nbeta**2 * displacement.gradient_noise(size) * _echo(steps % size, size, s, friction),
         gradient_term=nbeta * float(dot.mean()),
         init_loss=float(start.losses.mean()),
         loss_trace=loss,
@@ -269,6 +271,23 @@ def _result(
         notes=(),
     )
     return replace(result, notes=(*remarks(result, facts), *refused))
+
+
+def _echo(positions: npt.NDArray[np.int64], size: int, s: Mapping[str, Any], friction: float | None) -> float:
+    """How far the gradient of a batch has moved the weights by the time its loss is taken again, per unit of it.
+
+    A batch seen k steps ago in the epoch has moved them by lr/2, with friction A by lr (1 - (1 - A)^k)/A; each has
+    -1/(size - 1) of the covariance with those after it. NaN for RMSprop, whose preconditioner is not known here.
+    """
+    if size == 1 or not s["lr"]:
+        return 0.0
+    if s["sampler"] == "rmsprop_sgld":
+        return math.nan
+    if friction is None:
+        return float(s["lr"] / 2 * positions.mean() / (size - 1))
+    k = np.arange(1, size)
+    moved = s["lr"] * (k if friction < 1e-9 else (1 - (1 - friction) ** k) / friction)
+    return float(np.concatenate(([0.0], np.cumsum(moved)))[positions].mean() / (size - 1))
 
 
 def _blocks(values: Array, pool: int, s: Mapping[str, Any]) -> tuple[Array, str]:

@@ -11,7 +11,7 @@ from torch._compile import _disable_dynamo
 
 from .checks import as_list, check_noise, check_param, check_state
 from .errors import ArgumentError, ArgumentTypeError, ComponentError
-from .kept import start
+from .kept import refusal, start
 from .masks import check as check_mask
 from .masks import tiles as masks_to_tiles
 from .plan import Plan
@@ -33,7 +33,8 @@ class State(NamedTuple):
     else None. tiles: what is updated, None for everything. sampler: its name. buffers: its fp32 state of each
     parameter, None if it has none. masks: packed bits, where a mask is no few boxes. thermostat: SGNHT's friction,
     fp64 of shape (1,); friction: where it began. storage, noise: "split" or "sr", "gaussian" or "ih4". sums: whether
-    steps leave sums. notes: where the storage asked for was refused, and why. plan: located operands, rebuilt where
+    steps leave sums. notes: where the storage asked for was refused, and why. rounded: the least noise, lr
+    noise_level^2, for which "sr" was found harmless. plan: located operands, rebuilt where
     missing; not pickled.
     """
 
@@ -55,6 +56,7 @@ class State(NamedTuple):
     noise: str = "gaussian"
     sums: bool = False
     notes: tuple[str, ...] = ()
+    rounded: float | None = None
     plan: Plan | None = None
 
     def totals(self) -> Tensor:
@@ -184,6 +186,7 @@ def init(
         noise=noise,
         sums=bool(sums),
         notes=tuple(note for _, note in started if note is not None),
+        rounded=step_size * noise_level**2 if state == "sr" else None,
     )
     return first._replace(plan=_plan(first, list(params.values())))
 
@@ -246,15 +249,48 @@ def update(
     check_stream(seed=state.seed, chain=state.chain, step=state.step)
     moving = _in_order("params", params, state.names)
     gradients = _in_order("grads", grads, state.names, optional=True)
+    state = _cooled(state, scalars)
     plan = state.plan
-    if plan is None or any(a is not b for a, b in zip(held(plan), moving, strict=True)):
+    same = plan is not None and plan.origin == _origin(state)
+    if plan is None or not same or any(a is not b for a, b in zip(held(plan), moving, strict=True)):
         plan = _plan(state, moving)  # type: ignore[arg-type]
     plan.step(gradients, scalars, state.step)
     return state._replace(step=state.step + 1, plan=plan)
 
 
+def _origin(state: State) -> tuple[object, ...]:
+    """What of a state its plan was made from: values, and which tensors."""
+    tensors = (
+        *state.anchors,
+        *state.remainders,
+        *(state.buffers or ()),
+        *(state.masks or ()),
+        state.thermostat,
+    )
+    return (
+        (state.seed, state.chain, state.tensor_ids, state.tiles, state.backend, state.sampler),
+        (state.storage, state.noise, state.sums),
+        tuple(id(t) for t in tensors),
+    )
+
+
+def _cooled(state: State, scalars: Scalars) -> State:
+    """The state, where less noise than it was begun with would be heated by stochastic rounding, split instead."""
+    noise = scalars.lr * scalars.noise_level**2
+    if state.storage != "sr" or state.rounded is None or noise >= state.rounded:
+        return state
+    remainders, notes = list(state.remainders), list(state.notes)
+    for i, (name, w0) in enumerate(zip(state.names, state.anchors, strict=True)):
+        if w0.dtype == torch.bfloat16 and remainders[i] is None:
+            note = refusal(name, w0, find(state.sampler), scalars.lr, scalars.noise_level)
+            if note is not None:
+                remainders[i] = torch.zeros_like(w0, dtype=torch.int16)
+                notes.append(note)
+    return state._replace(remainders=tuple(remainders), notes=tuple(notes), rounded=noise)
+
+
 def _plan(state: State, params: Sequence[Tensor]) -> Plan:
-    return prepare(
+    plan = prepare(
         params,
         state.anchors,
         sampler=state.sampler,
@@ -271,6 +307,8 @@ def _plan(state: State, params: Sequence[Tensor]) -> Plan:
         chain=state.chain,
         backend=state.backend,
     )
+    plan.origin = _origin(state)
+    return plan
 
 
 def _named(named_params: Named) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -308,6 +346,10 @@ def _in_order(
         absent = [n for n in names if n not in plain]
         if absent and not optional:
             raise ArgumentError(f"{name} has no {absent[0]!r}: give every parameter of the state")
+        if plain and len(absent) == len(names):
+            raise ArgumentError(
+                f"{name} has {next(iter(plain))!r}, but nothing of the state's {names[0]!r}, ..."
+            )
         return [plain.get(n) for n in names]
     values = as_list(name, values)
     if len(values) != len(names):

@@ -40,7 +40,7 @@ def start(
         kept["remainder"] = p.detach().float().contiguous()
     if p.dtype == torch.bfloat16:
         if state == "sr":
-            note = _refusal(name, p, sampler, lr, noise_level)
+            note = refusal(name, p, sampler, lr, noise_level)
         if state == "split" or note is not None:
             kept["remainder"] = torch.zeros_like(
                 p, dtype=torch.int16, memory_format=torch.contiguous_format, requires_grad=False
@@ -53,7 +53,7 @@ def start(
     return kept, note
 
 
-def _refusal(name: str, p: Tensor, sampler: Sampler, lr: float, noise_level: float) -> str | None:
+def refusal(name: str, p: Tensor, sampler: Sampler, lr: float, noise_level: float) -> str | None:
     """Why a tensor is not rounded stochastically, or None."""
     if sampler.name != "sgld":
         return f"{name}: state 'sr' is for SGLD, whose noise is known beforehand; kept in split bf16"

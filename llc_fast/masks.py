@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
-from .tiles import pack, whole
+from .tiles import locate, pack, whole
 from .types import Box, Tile
 
 CAP = 1024  # boxes of a tensor, above which its elements are told apart by bits
@@ -73,8 +73,12 @@ def tiles(
             found.append(whole(i, p))
             continue
         mask = check(f"masks[{i}]", given, p)
+        if mask.numel() and bool(mask.all()):
+            found.append(whole(i, p))
+            continue
         parts = boxes(mask, cap)
-        if parts is None:
+        apart = parts is None or any(locate(p, Tile.of(i, box)) is None for box in parts)
+        if parts is None or (apart and not hasattr(p, "device_mesh")):
             bits[-1] = pack(mask.to(p.device))
             found.append(whole(i, p))
         else:

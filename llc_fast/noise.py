@@ -105,7 +105,8 @@ def gaussian(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 def ih4(x: Tensor) -> Tensor:
     """A coarser fp32 normal from one word (int64 tensor): the sum of its bytes, 1,021 atoms, through a polynomial."""
-    total = (x & 0xFF) + ((x >> 8) & 0xFF) + ((x >> 16) & 0xFF) + (x >> 24)
+    pairs = (x & 0x00FF00FF) + ((x >> 8) & 0x00FF00FF)
+    total = (pairs & 0xFFFF) + (pairs >> 16)
     t = (2 * total - 1020).to(torch.float32) * 0.0033829498570412397
     return t * horner(t * t, _IH4)
 

@@ -23,6 +23,8 @@ class Overflow:
 
     def watch(self) -> None:
         """Look at the tensors as they are now; raises WeightOverflowError for what is known to have overflowed."""
+        if any(device.type == "cuda" for device in self.halves) and torch.cuda.is_current_stream_capturing():
+            return
         waiting = []
         for host, copied in self._pending:
             if copied.query():
@@ -38,7 +40,7 @@ class Overflow:
                     self._judge(p.isinf().any())
                 continue
             overflowed = torch.stack(torch._foreach_norm(tensors, float("inf"))).max().isinf()
-            if not torch.cuda.is_current_stream_capturing() and len(self._pending) < 8:
+            if len(self._pending) < 8:
                 host = torch.empty((), dtype=overflowed.dtype, pin_memory=True)
                 host.copy_(overflowed, non_blocking=True)
                 copied = torch.cuda.Event()

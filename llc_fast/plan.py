@@ -78,6 +78,7 @@ class Plan:
             self._same_count(name, values)
         self.thermostat = thermostat
         self.sums = bool(sums) or self.sampler.thermostat
+        self.origin: object = None  # whatever its maker wants to know it by
         self.reduce: Callable[[Tensor], Tensor] | None = None
         self.tensor_ids = self._check_tensor_ids(tensor_ids, tiles is not None)
         self._given_tiles = None if tiles is None else as_list("tiles", tiles)
@@ -148,6 +149,12 @@ class Plan:
                 self._move_thermostat(scalars)
             self._overflow.watch()
 
+    def next_step(self) -> int:
+        """The least number that a step may have, which is above 0 only where CUDA graphs have made steps."""
+        return max(
+            (getattr(backend, "next_step", lambda _: 0)(group) for backend, group in self.groups), default=0
+        )
+
     def _count(self, group: Group) -> None:
         """Tell autograd what was written."""
         written = []
@@ -162,22 +169,24 @@ class Plan:
         out = torch.zeros((len(self.params), COLUMNS), dtype=torch.float64, device=self.params[0].device)
         for _, group in self.groups:
             if group.sums is not None:
-                owners = torch.tensor([tensor for tensor, _ in self._slots[id(group)]], device=out.device)
-                out.index_add_(0, owners, group.sums.to(out.device))
+                out.index_add_(0, self._rows[id(group)].to(out.device), group.sums.to(out.device))
         return out
 
     def _move_thermostat(self, scalars: Scalars) -> None:
         """xi + mean(v^2) - lr, over the selected weights of each chain."""
         assert self.thermostat is not None
+        if not self.chains:
+            return
         sums = torch.zeros((len(self.chains), 2), dtype=torch.float64, device=self.thermostat.device)
-        columns = [INDEX["v2"], INDEX["n"]]
         for _, group in self.groups:
             assert group.sums is not None
-            owners = [self.chains.index(chain) for _, chain in self._slots[id(group)]]
-            sums.index_add_(0, torch.tensor(owners, device=sums.device), group.sums[:, columns])
+            v2, n = INDEX["v2"], INDEX["n"]
+            seen = torch.stack((group.sums[:, v2], group.sums[:, n]), dim=1)
+            sums.index_add_(0, self._owners[id(group)], seen)
         if self.reduce is not None:
             sums = self.reduce(sums)
-        self.thermostat += (sums[:, 0] / sums[:, 1] - scalars.lr).view_as(self.thermostat)
+        moved = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1] - scalars.lr, 0.0)
+        self.thermostat += moved.view_as(self.thermostat)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # addresses mean nothing elsewhere: a copy is None, and rebuilt
@@ -198,7 +207,9 @@ class Plan:
             p = self.params[tile.tensor]
             kinds.setdefault((p.device, storage_of(p, self.remainders[tile.tensor])), []).append(tile)
         keys = {chain: chain_key(self.seed, chain) for chain in self.chains}
-        self._slots: dict[int, list[tuple[int, int]]] = {}
+        self._slots: dict[int, list[tuple[int, int]]] = {}  # (tensor, chain) of each row of a group's sums
+        self._rows: dict[int, Tensor] = {}  # these tensors
+        self._owners: dict[int, Tensor] = {}  # and the places of these chains
         groups = []
         for (device, storage), tiles in kinds.items():
             chains = [self.chain if t.chain is None else t.chain for t in tiles]
@@ -227,6 +238,10 @@ class Plan:
                 entries = self.thermostat.view(-1)
                 group.xi = [entries[self.chains.index(chain)] for chain in chains]
             self._slots[id(group)] = slots
+            self._rows[id(group)] = torch.tensor([tensor for tensor, _ in slots], device=device)
+            self._owners[id(group)] = torch.tensor(
+                [self.chains.index(chain) for _, chain in slots], device=device
+            )
             groups.append((backends.resolve(self.backend, device.type, storage, self.sampler), group))
         halves = [
             self.params[i]
@@ -262,7 +277,7 @@ class Plan:
                 "thermostat must be a float64 tensor, one entry a chain: "
                 "torch.full((1,), friction, dtype=torch.float64)"
             )
-        if t.numel() != len(self.chains) or not t.is_contiguous():
+        if (self.chains and t.numel() != len(self.chains)) or not t.is_contiguous():
             raise ArgumentError(
                 f"thermostat has shape {tuple(t.shape)}, the tiles {len(self.chains)} chains: give one entry each"
             )

@@ -31,7 +31,8 @@ class LLCResult:
     sample size of the loss differences. All three are of means over `basis`, not of draws. NaN where they cannot
     be had; `notes` says why.
     order_bias: about what the estimate gains by taking the loss on the batches that also give the gradients,
-    lr nbeta^2 tr(C) / 4 over whole epochs, C the covariance of batch gradients at w0; curvature lowers it.
+    lr nbeta^2 tr(C) / 4 over whole epochs of SGLD, C the covariance of batch gradients at w0; curvature lowers it.
+    NaN for RMSprop-SGLD.
     gradient_term: mean of nbeta g0.(w - w0), g0 the pool's gradient at w0: the part of llc_mean that is due to w0
     not being a stationary point of this loss.
     init_loss: mean over the pool's batches of the loss at w0. loss_trace: loss before each update, burn-in too,
@@ -187,6 +188,11 @@ def remarks(r: LLCResult, facts: Facts) -> Iterator[str]:
         yield (
             f"taking losses on the batches that give the gradients adds up to about {r.order_bias:.2g} "
             f"({_share(r.order_bias, size)}): lower lr, or make batches larger."
+        )
+    if math.isnan(r.order_bias):
+        yield (
+            "what taking losses on the batches that give the gradients adds is not known for this sampler: halve lr "
+            "and compare."
         )
     if abs(r.gradient_term) - 2 * facts.gradient_term_error > 0.2 * size:
         yield (

@@ -13,6 +13,7 @@ PRELUDE = """
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include "llcf_round.h"
 bool ptx_access(int64_t address, int64_t bytes, bool write);
 namespace {
 template <class To, class From> To bits(From x) {
@@ -44,35 +45,43 @@ uint64_t bfi(uint64_t a, uint64_t b, uint32_t at, uint32_t n) {
 
 ARGUMENTS = "const void* params, uint32_t block, uint32_t blocks, uint32_t thread"
 CALL = "params, block, blocks, thread"
-SIZES = {"16": 2, "32": 4, "64": 8}
+SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 INFIX = {"add": "+", "sub": "-", "and": "&", "or": "|", "xor": "^", "div": "/"}
-REGISTERS = {"pred": "bool", "b16": "uint16_t", "b32": "uint32_t", "b64": "uint64_t", "f32": "float"}
+FLOATS = {"f32": "float", "f64": "double"}
+REGISTERS = {"pred": "bool", "b16": "uint16_t", "b32": "uint32_t", "b64": "uint64_t"} | FLOATS
 PLACES = {"%ctaid.x": "block", "%nctaid.x": "blocks", "%tid.x": "thread"}
 
 
 def library(csrc: Path, folder: Path) -> str:
-    """C++ of all kernels of csrc/cuda, compiled with the project's flags: ptx_sgld_step and ptx_normal."""
+    """C++ of the kernels of csrc/cuda that do not sum, compiled with the project's flags: ptx_step and ptx_normal."""
     flags = re.findall(
         r"--(?:fmad|ftz|prec-div|prec-sqrt)=\w+", (csrc / "cuda" / "CMakeLists.txt").read_text()
     )
     includes = [f"-I{csrc / name}" for name in ("", "include", "cuda")]
     parts, cases, normal = [PRELUDE], [], ""
-    for source in ("sgld_step", "normal"):
+    samplers = (csrc / "include" / "llcf_samplers.h").read_text()
+    codes = re.findall(r"X\((\w+)\)", re.search(r"define LLCF_SAMPLERS\(X\)(.*)", samplers)[1])  # type: ignore[index]
+    for source in ("step", "normal"):
         out = folder / f"{source}.ptx"
         command = ["nvcc", "-arch=sm_90", "-std=c++17", "-O3", *flags, *includes, "-ptx"]
         subprocess.run([*command, str(csrc / "cuda" / f"{source}.cu"), "-o", str(out)], check=True)
         pieces = re.split(r"\.entry\s+(\w+)", out.read_text())
         for i, (symbol, text) in enumerate(zip(pieces[1::2], pieces[2::2], strict=True)):
             name = f"{source}_{i}"
-            parts.append(translate(text, name))
-            variant = re.search(r"sgld_kernelILi(\d)ELi(\d+)E", symbol)
+            variant = re.search(r"VariantINS_\d+(\w+?)ELi(\d)ELb0ELi(n?\d+)ELi(n?\d+)E", symbol)
             if variant:
-                cases.append(f"case {16 * int(variant[1]) + int(variant[2])}: return {name}({CALL});")
+                values = codes.index(variant[1]), *(int(v.replace("n", "-")) for v in variant.groups()[1:])
+                names = ("sampler", "storage", "terms", "noise")
+                known = " && ".join(f"{n} == {v}" for n, v in zip(names, values, strict=True))
+                cases.append(f"  if ({known}) return {name}({CALL}), true;")
             elif "normal_kernel" in symbol:
                 normal = name
-    parts.append(f"void ptx_sgld_step(int storage, int terms, {ARGUMENTS}) {{")
-    parts.append(f"  switch (16 * storage + terms) {{ {' '.join(cases)} }}\n}}")
+            else:
+                continue
+            parts.append(translate(text, name))
+    parts.append(f"bool ptx_step(int sampler, int storage, int terms, int noise, {ARGUMENTS}) {{")
+    parts += [*cases, "  return false;", "}"]
     parts.append(f"void ptx_normal({ARGUMENTS}) {{ {normal}({CALL}); }}\n")
     return "\n".join(parts)
 
@@ -156,7 +165,7 @@ def _action(op: list[str], o: list[str]) -> str:
 def _load(op: list[str], into: str, address: str, *, checked: bool) -> str:
     kind = op[-1]
     size = SIZES[kind[1:]]
-    ctype = "float" if kind == "f32" else f"{'' if kind[0] == 's' else 'u'}int{kind[1:]}_t"
+    ctype = FLOATS.get(kind) or f"{'' if kind[0] == 's' else 'u'}int{kind[1:]}_t"
     parts = into.strip("{}").replace(",", " ").split()
     access = f"if (ptx_access((int64_t)a, {size * len(parts)}, false)) " if checked else ""
     loads = "".join(f"{p.removeprefix('%')} = load<{ctype}>(a + {i * size}); " for i, p in enumerate(parts))
@@ -176,7 +185,11 @@ def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) 
         return v[0]
     if name == "sqrt" and rounded:
         return f"std::sqrt({v[0]})"
-    if name in ("add", "sub", "mul") and rounded:
+    if name == "neg" and op[1:] == ["f32"]:
+        return f"-{v[0]}"
+    if name == "cvt" and "f16" in ".".join(op):
+        return _half(op[1:], o)
+    if name in ("add", "sub", "mul", "div") and rounded:
         return f"{v[0]} {'*' if name == 'mul' else INFIX[name]} {v[1]}"
     if "f32" not in op or name in ("setp", "selp", "slct", "cvt"):
         if name in INFIX and len(op) == 2:
@@ -184,7 +197,7 @@ def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) 
                 return f"{v[0]} {INFIX[name]} {v[1]}"
             return f"{v[0]} {INFIX[name]} {v[1]}" if kind[0] != "s" else _wrapping(INFIX[name], o, kind)
         if name == "not":
-            return f"~{v[0]}"
+            return f"{'!' if kind == 'pred' else '~'}{v[0]}"
         if name in ("shl", "shr"):
             return f"{v[0]} {'<<' if name == 'shl' else '>>'} {_value(o[1], 'u32')}"
         if name == "mul" and op[1] == "lo":
@@ -207,11 +220,25 @@ def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) 
             return f"prmt({', '.join(v)})"
         if name == "bfi":
             return f"bfi({v[0]}, {v[1]}, {o[2]}, {o[3]})"
-        if name == "cvt" and op[1:] == ["rn", "f32", "s32"]:
+        if name == "cvt" and op[1:] in (["rn", "f32", "s32"], ["rn", "f32", "f64"]):
             return f"(float){v[0]}"
+        if name == "neg" and kind == "s32":
+            return f"0u - {_value(o[0], 'u32')}"
         if name == "cvt" and len(op) == 3 and "f" not in op[1] + op[2]:
             return f"({'' if op[1][0] == 's' else 'u'}int{op[1][1:]}_t){v[0]}"
     raise NotImplementedError(f"{'.'.join(op)} {target}, {', '.join(o)}")
+
+
+def _half(types: list[str], o: list[str]) -> str:
+    """Conversions from and to fp16."""
+    halves = [f"llcf::float_to_half({_value(x)})" for x in o]
+    if types == ["f32", "f16"]:
+        return f"llcf::half_to_float({_value(o[0], 'u16')})"
+    if types == ["rn", "f16", "f32"]:
+        return halves[0]
+    if types == ["rn", "f16x2", "f32"]:
+        return f"(uint32_t){halves[0]} << 16 | {halves[1]}"
+    raise NotImplementedError(f"cvt.{'.'.join(types)}")
 
 
 def _wrapping(operator: str, o: list[str], kind: str) -> str:

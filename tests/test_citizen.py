@@ -253,7 +253,7 @@ def test_normal_use_warns_of_nothing(kind, storage):
         warnings.simplefilter("error")
         model = net(storage)
         optimizer = sampler(kind, model, storage, bounding_box_size=1.0, save_metrics=True)
-        schedule = lr_scheduler.StepLR(optimizer, 1)
+        schedule = lr_scheduler.StepLR(optimizer, 1, gamma=0.9)  # stochastic rounding minds less noise
         for _ in range(2):
             walk(model, optimizer, 1)
             schedule.step()

@@ -5,47 +5,23 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from contextlib import nullcontext
 
+import cuda_host
 import numpy as np
 import pytest
 import torch
 from cases import WRAP, differing, draw
-from cuda_host import I64, LARGE, Emulated, Event, Stream, library
+from cuda_host import I64, LARGE, Emulated, placed
 from torch import Tensor
 
 import llc_fast
-from llc_fast import Tile, backends, group
+from llc_fast import Tile, group
 from llc_fast.backends import cuda_backend, reference_backend
 from llc_fast.plan import Plan
 from llc_fast.scalars import Scalars
 
+host, emulated = cuda_host.host, cuda_host.emulated  # fixtures
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(scope="session", params=["source", pytest.param("ptx", marks=pytest.mark.slow)])
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The kernels, from their source and from the PTX that nvcc makes of it."""
-    return library(request.param, tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture
-def emulated(host: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Emulated:
-    """Backend "cuda" for CPU tensors: its Python, table and kernels, with a stand-in for the CUDA runtime."""
-    module = Emulated(host)
-    stream = Stream()
-    monkeypatch.setattr(cuda_backend, "_cuda", module)
-    monkeypatch.setattr(cuda_backend, "_index", lambda device: 0)
-    monkeypatch.setattr(cuda_backend, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    resolve, backend = backends.resolve, cuda_backend.Cuda()
-    monkeypatch.setattr(
-        backends, "resolve", lambda name, *kind: backend if name == "cuda" else resolve(name, *kind)
-    )
-    return module
 
 
 # --- the step ---
@@ -62,16 +38,6 @@ def test_step_has_the_reference_s_bits(emulated: Emulated, terms, dtype):
             assert differing(result, want) == 0, case.label
             bits = torch.int32 if dtype == torch.float32 else torch.int16
             assert torch.equal(result.view(bits)[~inside], old.view(bits)[~inside]), case.label
-
-
-def placed(n: int, dtype: torch.dtype, offset: int) -> Tensor:
-    """Random values, the first one `offset` elements after a multiple of sixteen bytes."""
-    generator = torch.Generator().manual_seed(n)
-    buffer = torch.randint(-(2**15), 2**15, (n + 16,), dtype=torch.int16, generator=generator)
-    if dtype != torch.int16:
-        buffer = (buffer / 2**15).to(dtype)
-    first = -(buffer.data_ptr() // buffer.element_size()) % 8 + offset
-    return buffer[first : first + n]
 
 
 ALL = -1
@@ -216,7 +182,7 @@ def test_plans_of_large_tiles(host: ctypes.CDLL):
         (7, 8193 * 4, 2**20, 4),
     ]:
         for resident in (1, 132 * 6, LARGE):
-            row = np.zeros(16, dtype=np.int64)
+            row = np.zeros(group.COLUMNS, dtype=np.int64)
             row[[group.ROWS, group.COLS, group.W_STRIDE, group.G_STRIDE]] = rows, cols, stride, stride
             row[group.GLOBAL_STRIDE], row[group.W] = stride, 2**20
             found = I64()
@@ -236,7 +202,7 @@ def test_plans_of_large_tiles(host: ctypes.CDLL):
 
 def test_chunks_grow_with_the_work(host: ctypes.CDLL):
     """A small tensor is spread over the device; a large one pays for few searches."""
-    row = np.zeros(16, dtype=np.int64)
+    row = np.zeros(group.COLUMNS, dtype=np.int64)
     row[group.ROWS], found = 1, I64()
     sizes = {}
     for cols in (10**5, 10**9):

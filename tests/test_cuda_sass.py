@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 import sass  # noqa: E402
+from _kernels import STORAGES  # noqa: E402
 
 
 @pytest.mark.slow
@@ -27,14 +29,25 @@ def test_compiled_kernels_keep_the_rules(language: str):
         pytest.skip(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("sgld_step float32") == run.stdout.count("sgld_step split") == 16
+    if language == "cuda":  # each sampler and storage, with sums and without
+        samplers = re.findall(r"X\((\w+)\)", (ROOT / "csrc" / "include" / "llcf_samplers.h").read_text())
+        names = [f"any {s} {t}{sums}" for s in samplers for t in STORAGES for sums in (" sums ", "  ")]
+        assert len(names) >= 24
+        assert all(run.stdout.count(f"\n{name}") == 1 for name in names)
 
 
-def kernel(*lines: str, ptx: str = "mul.rn.f32 %f1, %f2, %f3;", registers: int = 40, step: bool = True):
+def kernel(
+    *lines: str,
+    ptx: str = "mul.rn.f32 %f1, %f2, %f3;",
+    registers: int = 40,
+    step: bool = True,
+    told: bool = False,
+):
     code = [line.split(maxsplit=1) for line in lines]
     instructions = [
         sass.Instruction(16 * i, "", op, "".join(operands)) for i, (op, *operands) in enumerate(code)
     ]
-    return sass.Kernel("k", ptx, instructions, registers, 0, 256, step)
+    return sass.Kernel("k", ptx, instructions, registers, 0, 256, step, told=told)
 
 
 LOOP = ("LDG.E.128 R4, [R2.64]", "FMUL R4, R4, R5", "STG.E.128 [R2.64], R4", "BRA 0x0")
@@ -57,6 +70,25 @@ def test_rules_find_what_breaks_them():
     assert sass.broken(kernel("LDG.E R3, [R2.64]", *LOOP), "90") == ["narrow access in the main loop"]
     assert sass.broken(kernel(*LOOP, registers=80), "90") == ["occupancy"]
     assert sass.broken(kernel("FADD R1, R1, R1"), "90") == ["no main loop"]
+
+
+def test_bits_of_a_mask_may_be_read_where_there_is_one():
+    masked = ("LDG.E.U8 R3, [R2.64]", *LOOP[:3], "BRA 0x60")
+    both = (*LOOP, "EXIT", "NOP", *masked)
+    assert sass.broken(kernel(*both, told=True), "90") == []
+    assert sass.broken(kernel(*both), "90") == ["narrow access in the main loop"]
+    assert (
+        len(sass.main_loop(kernel(*masked[:4], "BRA 0x0", "EXIT", "FADD R1, R1, R1", *LOOP[:3], "BRA 0x60")))
+        == 5
+    )
+    narrow = (*LOOP[:3], "LDG.E R3, [R2.64]", "BRA 0x0")
+    assert sass.broken(kernel(*narrow, told=True), "90") == ["narrow access in the main loop"]
+
+
+def test_subroutines_are_left_to_their_maker():
+    special = ("FADD.FTZ R1, R2, R3", "RET.REL.NODEC R4 0x0")
+    assert sass.broken(kernel(*LOOP, "EXIT", *special), "90") == ["FFMA or .FTZ outside of sqrt and div"]
+    assert sass.broken(kernel(*LOOP, "CALL.REL.NOINC 0x60", "EXIT", *special), "90") == []
 
 
 def test_main_loop_leaves_out_the_special_values_of_a_root():

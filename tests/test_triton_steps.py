@@ -16,7 +16,9 @@ import torch
 from cases import Case, Slot, differing, draw
 
 import llc_fast
-from llc_fast import Tile, ops
+from llc_fast import Tile, once
+from llc_fast.plan import Plan
+from llc_fast.scalars import Scalars
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -37,8 +39,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         from llc_fast.kernels import launch
 
-        for kind, partial in (("float32", VECTORS), ("split", 2 * VECTORS)):
+        for kind in ("float32", "split", "sr", "float16"):
+            partial = VECTORS if kind == "float32" else 2 * VECTORS
             monkeypatch.setitem(launch._INTERPRETED_SIZES, kind, {"VECTORS": VECTORS, "PARTIAL": partial})
+        monkeypatch.setitem(launch._INTERPRETED_SIZES, "totals", {"WIDTH": 8, "CHUNKS": 4})
 
 
 def words(text: list[str], dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -65,7 +69,7 @@ def test_normal_known_answers():
 def test_initial_noise_known_answers():
     e = KNOWN["initial"]
     place = (e["seed"], e["chain"], e["step"], e["tensor_id"], e["start"], "gaussian", DEVICE, "triton")
-    assert differing(ops._normal(12, *place, e["domain"]), words(e["gaussian"])) == 0
+    assert differing(once.normal(12, *place, e["domain"]), words(e["gaussian"])) == 0
 
 
 def test_step_known_answers():
@@ -126,6 +130,8 @@ def layout(rng: np.random.Generator, name: str, v: int) -> tuple[int, Tile]:
             return n, Tile(0, 1, n, 0, n, high, n)
         case "far":
             return n, Tile(0, 1, n, 0, n, 2**58 - n, n)
+        case "half":  # the second half of a block of eight
+            return n + 8, Tile(0, 1, n, 4, n, 8 * v + 4, n)
         case "shifted":  # noise and memory are out of step
             return n, Tile(0, 1, n - 8, 1, n - 8, 4, n - 8)
         case "narrow":  # rows shorter than a chunk
@@ -143,7 +149,7 @@ def slot(rng: np.random.Generator, dtype: torch.dtype, size: int) -> Slot:
     return Slot(drawn[:size].clone(), (size,), (1,), 0)
 
 
-LAYOUTS = ["whole", "cut", "wrap", "far", "shifted", "narrow", "wide", "ragged"]
+LAYOUTS = ["whole", "cut", "wrap", "far", "half", "shifted", "narrow", "wide", "ragged"]
 
 
 def build(seed: int, dtype: torch.dtype, terms: int, names: list[str], missing: str = "") -> Case:
@@ -179,7 +185,7 @@ def check(case: Case) -> None:
 @pytest.mark.parametrize("terms", range(16))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_terms(dtype: torch.dtype, terms: int):
-    names = ["whole", "cut", LAYOUTS[2 + terms % 6]] if terms % 2 else ["whole", LAYOUTS[2 + terms % 6]]
+    names = ["whole", "cut", LAYOUTS[2 + terms % 7]] if terms % 2 else ["whole", LAYOUTS[2 + terms % 7]]
     check(build(terms, dtype, terms, names))
 
 
@@ -208,13 +214,13 @@ def test_drawn_steps(dtype: torch.dtype, seed: int):
 
 def test_gradients_may_move_between_steps():
     """A plan uploads addresses anew where they changed, and only there."""
-    scalars = ops.Scalars.check(lr=1e-3, nbeta=10.0, localization=3.0)
+    scalars = Scalars.check(lr=1e-3, nbeta=10.0, localization=3.0)
     w = torch.randn(700, generator=torch.Generator().manual_seed(0))
     gradients = [torch.full((700,), float(i)).to(DEVICE) for i in range(3)]
     results = []
     for backend, device in (("triton", DEVICE), ("reference", "cpu")):
         p = w.to(device, copy=True)
-        plan = ops.Plan([p], [w.to(device)], seed=1, backend=backend)
+        plan = Plan([p], [w.to(device)], seed=1, backend=backend)
         for i, g in enumerate([gradients[0], gradients[1], gradients[1], None, gradients[2]]):
             plan.step([None if g is None else g.to(device)], scalars, i)
         results.append(p.cpu())

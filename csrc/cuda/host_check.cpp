@@ -1,46 +1,20 @@
 // The kernels run on the CPU, one thread of one block after the other, with every access checked: for the
 // tests only. It shows without a GPU which elements a launch reads and writes, that each is written once, and
 // the resulting bits. With LLCF_PTX it runs the PTX that nvcc made, which the tests have turned into C++,
-// instead of the source.
+// instead of the source; kernels that sum are run from their source even then.
 
-#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <utility>
 #include <vector>
 
-namespace {
-
-// One row of a tile in one operand: the bytes that may be touched.
-struct Region {
-  int64_t begin, end;
-  int64_t count;  // where its bytes are counted in `written`, -1 if it may only be read
-};
-
-std::vector<Region> regions;  // by address
-std::vector<uint8_t> written;
-int64_t violations = 0;
-
-bool may_access(int64_t address, int64_t bytes, bool write) {
-  const auto after = std::upper_bound(regions.begin(), regions.end(), address,
-                                      [](int64_t a, const Region& r) { return a < r.begin; });
-  const bool inside = after != regions.begin() && address + bytes <= (after - 1)->end;
-  if (!inside || address % bytes != 0 || (write && (after - 1)->count < 0)) {
-    ++violations;
-    return false;
-  }
-  if (!write) return true;
-  const Region& r = *(after - 1);
-  for (int64_t i = 0; i < bytes; ++i) ++written[static_cast<size_t>(r.count + address - r.begin + i)];
-  return true;
-}
-
-}  // namespace
+#include "host_memory.h"
 
 #define LLCF_MAY_ACCESS(address, bytes, write) may_access(address, bytes, write)
 
 #include "normal_block.h"
-#include "sgld_block.h"
+#include "step_block.h"
+#include "sums.h"
 
 using namespace llcf;
 using namespace llcf::cuda;
@@ -50,8 +24,8 @@ namespace {
 #if defined(LLCF_PTX)
 }  // namespace
 
-void ptx_sgld_step(int storage, int terms, const void* params, uint32_t block, uint32_t blocks,
-                   uint32_t thread);
+bool ptx_step(int sampler, int storage, int terms, int noise, const void* params, uint32_t block,
+              uint32_t blocks, uint32_t thread);
 void ptx_normal(const void* params, uint32_t block, uint32_t blocks, uint32_t thread);
 
 // Reads go to tables too, so that only their alignment is checked.
@@ -64,91 +38,148 @@ bool ptx_access(int64_t address, int64_t bytes, bool write) {
 namespace {
 #endif
 
-using BlockFn = void (*)(const Launch&, uint32_t, uint32_t, uint32_t);
+template <class SAMPLER>
+constexpr int kCode = -1;
+#define LLCF_CODE_OF(name) \
+  template <>              \
+  constexpr int kCode<name> = k##name;
+LLCF_SAMPLERS(LLCF_CODE_OF)
+#undef LLCF_CODE_OF
 
-template <int STORAGE, int... TERMS>
-BlockFn pick(int terms, std::integer_sequence<int, TERMS...>) {
-  static const BlockFn table[] = {&sgld_block<STORAGE, TERMS>...};
-  return table[terms & kAllTerms];
+// Every thread of a block in turn, between one wait for all others and the next.
+template <class F>
+void each_thread(uint32_t threads, const F& f) {
+  for (uint32_t thread = 0; thread < threads; ++thread) f(thread);
 }
 
-void allow(int64_t base, int64_t stride, const TileRow& t, int64_t size, bool write) {
-  if (base == 0) return;
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const int64_t begin = base + row * stride * size, bytes = t.cols * size;
-    regions.push_back({begin, begin + bytes, write ? static_cast<int64_t>(written.size()) : -1});
-    if (write) written.resize(written.size() + static_cast<size_t>(bytes), 0);
+template <class V>
+void run_block(const Launch& p, uint32_t block, uint32_t blocks) {
+#if defined(LLCF_PTX)
+  if constexpr (!V::kSummed) {
+    each_thread(kThreads, [&](uint32_t thread) {
+      if (!ptx_step(kCode<typename V::Sampler>, V::kStorage, V::kKnownTerms, V::kKnownNoise, &p, block,
+                    blocks, thread))
+        std::abort();
+    });
+    return;
+  }
+#endif
+  std::vector<uint32_t> tile(kThreads, 0);
+  std::vector<Sums<LaneGpu>> sums(kThreads);
+  std::vector<Fold> fold(1);
+  for (uint32_t chunk = block; chunk < p.n_chunks; chunk += blocks) {
+    each_thread(kThreads, [&](uint32_t thread) {
+      sums[thread] = {};
+      step_chunk<V>(p, chunk, thread, &tile[thread], V::kSummed ? &sums[thread] : nullptr);
+    });
+    if (!V::kSummed) continue;
+    each_thread(kThreads, [&](uint32_t thread) { fold_put(fold.data(), thread, sums[thread]); });
+    each_thread(kThreads, [&](uint32_t thread) { fold_columns(fold.data(), thread); });
+    float* out = p.partials + static_cast<size_t>(chunk) * kSums;
+    each_thread(kThreads, [&](uint32_t thread) { fold_end(fold.data(), thread, out); });
   }
 }
 
-void forget() {
-  regions.clear();
-  written.clear();
-  violations = 0;
-}
+using BlockFn = void (*)(const Launch&, uint32_t, uint32_t);
 
-void by_address() {
-  std::sort(regions.begin(), regions.end(),
-            [](const Region& a, const Region& b) { return a.begin < b.begin; });
-}
-
-int64_t not_written_once() {
-  return std::count_if(written.begin(), written.end(), [](uint8_t n) { return n != 1; });
-}
+struct BlockOf {
+  template <class V>
+  BlockFn of() const {
+    return &run_block<V>;
+  }
+};
 
 }  // namespace
 
 extern "C" {
 
-int64_t host_table_bytes(int64_t n) { return n * static_cast<int64_t>(sizeof(DeviceTile)) + (n + 1) * 4; }
-
-int64_t host_plan(const TileRow* rows, int64_t n, int storage, int64_t resident, void* table) {
-  DeviceTile* tiles = static_cast<DeviceTile*>(table);
-  return plan_tiles(rows, n, storage, resident, tiles, reinterpret_cast<uint32_t*>(tiles + n));
+const char* host_samplers() {
+#define LLCF_NAME(name) #name " "
+  return LLCF_SAMPLERS(LLCF_NAME);
+#undef LLCF_NAME
 }
 
-// One launch of `blocks` blocks. found: chunks that are plain, forbidden accesses, bytes not written exactly
-// once.
+int64_t host_table_bytes(int64_t n, int64_t n_slots) {
+  return n * static_cast<int64_t>(sizeof(DeviceTile)) + (n + 1 + n_slots + 1) * 4;
+}
+
+int64_t host_plan(const TileRow* rows, int64_t n, int storage, int64_t resident, int64_t n_slots,
+                  void* table) {
+  DeviceTile* tiles = static_cast<DeviceTile*>(table);
+  uint32_t* first = reinterpret_cast<uint32_t*>(tiles + n);
+  const int64_t chunks = plan_tiles(rows, n, storage, resident, tiles, first);
+  return plan_slots(rows, n, first, n_slots, first + n + 1) || n_slots == 0 ? chunks : -1;
+}
+
+// One launch of `blocks` blocks. kind: sampler, storage, noise, terms, masked. found: chunks that are plain,
+// forbidden accesses, bytes not written exactly once.
 void host_sgld_step(const void* table, int64_t n, int64_t chunks, const int64_t* grads,
-                    const Scalars* scalars, int terms, int storage, int64_t blocks, int64_t* found) {
+                    const Scalars* scalars, const int* kind, float* partials, int64_t blocks,
+                    int64_t* found) {
+  const Kind k = {kind[0], kind[1], kind[2], kind[3], kind[4] != 0, partials != nullptr};
   const DeviceTile* tiles = static_cast<const DeviceTile*>(table);
   const uint32_t* first = reinterpret_cast<const uint32_t*>(tiles + n);
+  const int64_t size = element_bytes(k.storage);
   forget();
   found[0] = 0;
   for (int64_t i = 0; i < n; ++i) {
     const TileRow& t = tiles[i].row;
-    allow(t.w, t.w_stride, t, element_bytes(storage), true);
-    if (storage == kSplitBfloat16) allow(t.lo, t.lo_stride, t, element_bytes(storage), true);
-    if (needs_anchor(terms)) allow(t.w0, t.w0_stride, t, element_bytes(storage), false);
-    allow(grads[i], t.g_stride, t, element_bytes(storage), false);
+    const auto allow = [&](int64_t base, int64_t stride, int64_t bytes, bool write) {
+      for (int64_t row = 0; base != 0 && row < t.rows; ++row)
+        allow_bytes(base + row * stride * bytes, t.cols * bytes, write);
+    };
+    allow(t.w, t.w_stride, size, true);
+    allow(t.lo, t.lo_stride, lo_bytes(k.storage), true);
+    allow(t.aux, t.aux_stride, 4, true);
+    if (k.sums || needs_anchor(k.terms)) allow(t.w0, t.w0_stride, size, false);
+    allow(grads[i], t.g_stride, size, false);
+    const int64_t last = t.mask_start + (t.rows - 1) * t.mask_stride + t.cols - 1;
+    if (t.mask != 0) allow_bytes(t.mask + (t.mask_start >> 3), (last >> 3) - (t.mask_start >> 3) + 9, false);
+    if (t.xi != 0) allow_bytes(t.xi, 8, false);
     for (uint32_t c = 0; c < first[i + 1] - first[i]; ++c)
-      found[0] += is_plain(tiles[i], grads[i], chunk_of(tiles[i], c), storage) ? 1 : 0;
+      found[0] += is_plain(tiles[i], grads[i], chunk_of(tiles[i], c), k.storage) ? 1 : 0;
   }
   by_address();
   const Launch launch = {
-      tiles, first, grads, scalars, static_cast<uint32_t>(n), static_cast<uint32_t>(chunks)};
-  using All = std::make_integer_sequence<int, kAllTerms + 1>;
-  [[maybe_unused]] const BlockFn body =
-      storage == kFloat32 ? pick<kFloat32>(terms, All()) : pick<kSplitBfloat16>(terms, All());
+      tiles,   first,  grads, scalars, partials, static_cast<uint32_t>(n), static_cast<uint32_t>(chunks),
+      k.terms, k.noise};
+  const BlockFn body = with_variant(k, BlockOf());
   for (int64_t block = 0; block < blocks; ++block)
-    for (uint32_t thread = 0; thread < kThreads; ++thread) {
-#if defined(LLCF_PTX)
-      ptx_sgld_step(storage, terms, &launch, static_cast<uint32_t>(block), static_cast<uint32_t>(blocks),
-                    thread);
-#else
-      body(launch, static_cast<uint32_t>(block), static_cast<uint32_t>(blocks), thread);
-#endif
-    }
+    body(launch, static_cast<uint32_t>(block), static_cast<uint32_t>(blocks));
   found[1] = violations;
-  found[2] = not_written_once();
+  found[2] = not_written_once(k.masked);
 }
 
-void host_normal(float* out, uint64_t start, int64_t n, uint64_t key, uint32_t step, uint32_t tensor_id,
-                 uint32_t domain, int64_t* found) {
+// What a block makes of its threads' sums, kThreads rows of kSums.
+void host_fold(const float* parts, float* out) {
+  std::vector<Fold> fold(1);
+  each_thread(kThreads, [&](uint32_t thread) {
+    Sums<LaneGpu> sums;
+    std::memcpy(sums.at, parts + thread * kSums, sizeof(sums.at));
+    fold_put(fold.data(), thread, sums);
+  });
+  each_thread(kThreads, [&](uint32_t thread) { fold_columns(fold.data(), thread); });
+  each_thread(kThreads, [&](uint32_t thread) { fold_end(fold.data(), thread, out); });
+}
+
+void host_totals(const float* partials, const void* table, int64_t n, int64_t n_slots, double* sums) {
+  const uint32_t* slots =
+      reinterpret_cast<const uint32_t*>(static_cast<const DeviceTile*>(table) + n) + n + 1;
+  std::vector<double> shared(kTotalThreads);
+  for (int64_t slot = 0; slot < n_slots; ++slot) {
+    each_thread(kTotalThreads, [&](uint32_t thread) {
+      totals_put(shared.data(), thread, partials, slots[slot], slots[slot + 1]);
+    });
+    each_thread(kTotalThreads,
+                [&](uint32_t thread) { totals_end(shared.data(), thread, sums + slot * kSums); });
+  }
+}
+
+void host_normal(float* out, uint64_t start, int64_t n, int kind, uint64_t key, uint32_t step,
+                 uint32_t tensor_id, uint32_t domain, int64_t* found) {
   forget();
   const int64_t begin = reinterpret_cast<int64_t>(out);
-  regions.push_back({begin, begin + 4 * n, 0});
-  written.assign(static_cast<size_t>(4 * n), 0);
+  allow_bytes(begin, 4 * n, true);
   const NoiseSource source = {key, step, tensor_id, domain};
 #if defined(LLCF_PTX)
   const struct {
@@ -156,14 +187,16 @@ void host_normal(float* out, uint64_t start, int64_t n, uint64_t key, uint32_t s
     uint64_t start;
     int64_t n;
     NoiseSource source;
-  } params = {begin, start, n, source};
+    int64_t kind;
+  } params = {begin, start, n, source, kind};
   for (uint32_t block = 0; block < 2; ++block)
     for (uint32_t thread = 0; thread < kThreads; ++thread) ptx_normal(&params, block, 2, thread);
 #else
-  for (int64_t unit = 0; unit < normal_units(start, n); ++unit) normal_unit(begin, start, n, source, unit);
+  for (int64_t unit = 0; unit < normal_units(start, n); ++unit)
+    normal_unit(begin, start, n, source, kind, unit);
 #endif
   found[0] = violations;
-  found[1] = not_written_once();
+  found[1] = not_written_once(false);
 }
 
 // What a plan makes of one tile: units, across, chunk_rows, chunk_units, regular, chunks.
@@ -175,15 +208,20 @@ void host_geometry(const TileRow* row, int storage, int64_t resident, int64_t* g
   std::memcpy(geometry, values, sizeof(values));
 }
 
-// How often split_pair and joined disagree with llcf_round.h, over the fp32 of bits seed, seed + stride, ...
+// How often what a unit does to its elements disagrees with llcf_round.h, over the fp32 of bits seed,
+// seed + stride, ...
 int64_t host_rounding(uint32_t seed, uint32_t stride, int64_t n) {
   int64_t wrong = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t u = seed + static_cast<uint32_t>(i) * stride, v = u * 0x9E3779B9u;
-    Quad hi = {}, lo = {};
-    split_pair(Lane1::bits_to_float(u), Lane1::bits_to_float(v), &hi, &lo, 1);
-    wrong += hi.x[1] != (split_hi(u) | static_cast<uint32_t>(split_hi(v)) << 16);
-    wrong += lo.x[1] != (static_cast<uint16_t>(split_lo(u)) | static_cast<uint32_t>(split_lo(v)) << 16);
+    const uint32_t u = seed + static_cast<uint32_t>(i) * stride, v = u * 0x9E3779B9u, random = v ^ (u >> 7);
+    const float even = Lane1::bits_to_float(u), odd = Lane1::bits_to_float(v);
+    uint32_t hi = 0, lo = 0;
+    split_pair(even, odd, &hi, &lo);
+    wrong += hi != (split_hi(u) | static_cast<uint32_t>(split_hi(v)) << 16);
+    wrong += lo != (static_cast<uint16_t>(split_lo(u)) | static_cast<uint32_t>(split_lo(v)) << 16);
+    const uint32_t rounded = round_by(u, random & 0xffffu) | static_cast<uint32_t>(round_by(v, random >> 16))
+                                                                 << 16;
+    wrong += round_pair(even, odd, random) != rounded;
     const Quad h = {{u, v, u, v}}, l = {{v, u * 3u, u, v}};  // any two halves, also those that no split gives
     for (int e = 0; e < 8; ++e) {
       const int shift = 16 * (e & 1);
@@ -204,17 +242,21 @@ int64_t host_division() {
 }
 
 // How often the folded rounds disagree with ten plain ones, over blocks first, first + 1, ... below the next
-// 2^32.
+// 2^32; and those of another domain that are folded again.
 int64_t host_rounds(uint64_t first, int64_t n, uint64_t key, uint32_t step, uint32_t tensor_id,
                     uint32_t domain) {
+  const uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   const Rounds rounds = fold_rounds(first, {key, step, tensor_id, domain});
+  const Rounds others = refold(rounds, first >> 1, {key, step, tensor_id, kRounding});
   int64_t wrong = 0;
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t block = first + static_cast<uint64_t>(i);
     const Words a = folded(static_cast<uint32_t>(block), rounds);
-    const Words b = block_words(block, domain, step, tensor_id, static_cast<uint32_t>(key),
-                                static_cast<uint32_t>(key >> 32));
+    const Words b = block_words(block, domain, step, tensor_id, k0, k1);
     wrong += std::memcmp(&a, &b, sizeof(a)) != 0;
+    const Words c = folded(static_cast<uint32_t>(block >> 1), others);
+    const Words d = block_words(block >> 1, kRounding, step, tensor_id, k0, k1);
+    wrong += std::memcmp(&c, &d, sizeof(c)) != 0;
   }
   return wrong;
 }

@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "sgld_block.h"
+#include "launch.h"
 
 namespace llcf {
 namespace cuda {
@@ -29,15 +29,21 @@ class DeviceGuard {
 };
 
 // Blocks of the step that the device holds at a time.
-int64_t resident_blocks(int device, int storage, int terms);
+int64_t resident_blocks(int device, const Kind& kind);
 
-void sgld_step(int device, cudaStream_t stream, const Launch& launch, int terms, int storage);
+void sgld_step(int device, cudaStream_t stream, const Launch& launch, const Kind& kind);
+
+// Adds the partial sums of each slot's chunks, slots[i] to slots[i + 1], to its row of `sums`.
+void add_totals(int device, cudaStream_t stream, const float* partials, const uint32_t* slots,
+                int64_t n_slots, double* sums);
 
 // Normals of elements start, ..., start + n - 1.
-void normal(int device, cudaStream_t stream, float* out, uint64_t start, int64_t n,
-            const NoiseSource& source);
+void normal(int device, cudaStream_t stream, float* out, uint64_t start, int64_t n, const NoiseSource& source,
+            int kind);
 
-// scalars->step += 1: the last node of a captured step.
+// scalars->step += 1: the first node of a captured step. Its code is loaded by prepare_capture, because
+// loading it may not be possible during a capture.
+void prepare_capture(int device);
 void advance_step(int device, cudaStream_t stream, Scalars* scalars);
 
 }  // namespace cuda

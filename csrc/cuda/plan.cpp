@@ -15,15 +15,21 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whether every row looks alike to the kernel: one phase, one stride, operands and noise counter aligned.
 bool is_regular(const TileRow& t, int storage) {
-  const int64_t per = unit_elements(storage);
-  const uint32_t phase = row_phase(t.w, t.start, storage);
-  if (((t.start - phase) & 3) != 0) return false;
-  const int64_t back = static_cast<int64_t>(phase) * element_bytes(storage);
-  for (int64_t address : {t.w, t.w0, t.lo})
-    if (address != 0 && (address - back) % kUnitBytes != 0) return false;
-  if (t.rows == 1) return true;
-  return t.w_stride % per == 0 && t.global_stride % 4 == 0 && t.g_stride == t.w_stride &&
-         (t.w0 == 0 || t.w0_stride == t.w_stride) && (t.lo == 0 || t.lo_stride == t.w_stride);
+  const int64_t phase = row_phase(t.w, t.start, storage), counted = counted_elements(storage);
+  if ((t.start - phase) % counted != 0) return false;
+  const struct {
+    int64_t address, stride, bytes;
+  } operands[] = {{t.w, t.w_stride, element_bytes(storage)},
+                  {t.w0, t.w0_stride, element_bytes(storage)},
+                  {t.lo, t.lo_stride, lo_bytes(storage)},
+                  {t.aux, t.aux_stride, 4}};
+  for (const auto& o : operands) {
+    if (o.address == 0) continue;
+    if ((o.address - phase * o.bytes) % kUnitBytes != 0) return false;
+    if (t.rows > 1 && o.stride != t.w_stride) return false;
+  }
+  return t.rows == 1 || (t.w_stride % unit_elements(storage) == 0 && t.global_stride % counted == 0 &&
+                         t.g_stride == t.w_stride && t.mask_stride <= t.w_stride);
 }
 
 // Chunks of at most `limit` units; returns how many.
@@ -87,6 +93,16 @@ int64_t plan_tiles(const TileRow* rows, int64_t n, int storage, int64_t resident
   }
   first[n] = static_cast<uint32_t>(chunks);
   return chunks;
+}
+
+bool plan_slots(const TileRow* rows, int64_t n, const uint32_t* first, int64_t n_slots, uint32_t* slots) {
+  int64_t tile = 0;
+  for (int64_t slot = 0; slot < n_slots; ++slot) {
+    slots[slot] = first[tile];
+    while (tile < n && rows[tile].slot == slot) ++tile;
+  }
+  slots[n_slots] = first[tile];
+  return tile == n;
 }
 
 }  // namespace cuda

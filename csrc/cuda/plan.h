@@ -7,7 +7,7 @@
 namespace llcf {
 namespace cuda {
 
-// A unit is what one thread updates at a time: sixteen bytes of every operand, one or two Philox blocks.
+// A unit is what one thread updates at a time: sixteen bytes of w, one or two Philox blocks.
 //
 //   elements of a row      | - - - x x x x x | x x x x x x x x | x x x - - - - - |
 //   units                  |  phase          |                 |       tail      |
@@ -16,6 +16,11 @@ namespace cuda {
 // multiples of four in the noise counter; the first and the last one of a row may be partial.
 LLCF_FN constexpr int unit_elements(int storage) { return storage == kFloat32 ? 4 : 8; }
 LLCF_FN constexpr int element_bytes(int storage) { return storage == kFloat32 ? 4 : 2; }
+LLCF_FN constexpr int lo_bytes(int storage) {
+  return storage == kSplitBfloat16 ? 2 : storage == kFloat16 ? 4 : 0;
+}
+// Elements that share random words: four of a block of noise, eight of one that rounds.
+LLCF_FN constexpr int counted_elements(int storage) { return storage == kRoundedBfloat16 ? 8 : 4; }
 constexpr int kUnitBytes = 16;
 constexpr int kThreads = 256;             // a block
 constexpr int kMaxChunk = 32 * kThreads;  // units of the largest chunk
@@ -32,7 +37,7 @@ struct DeviceTile {
   uint32_t regular;      // every row has the same phase, strides are equal, operands are aligned
   uint32_t reserved[7];
 };
-static_assert(sizeof(DeviceTile) == 192, "the table is an array of these");
+static_assert(sizeof(DeviceTile) == 256, "the table is an array of these");
 
 // i / chunk_units from i + 1: exact while both are at most 2^16.
 LLCF_FN uint32_t row_of(uint32_t i_plus_1, uint32_t reciprocal) {
@@ -55,6 +60,10 @@ LLCF_FN uint32_t row_phase(int64_t address, int64_t global, int storage) {
 // the chunks before each tile, and returns how many there are, or -1 if they cannot be counted in 32 bits.
 int64_t plan_tiles(const TileRow* rows, int64_t n, int storage, int64_t resident, DeviceTile* tiles,
                    uint32_t* first);
+
+// The chunks before each slot of the sums, and in all: n_slots + 1. Returns whether the tiles are ordered by
+// slot, as they must be for a slot's chunks to be consecutive.
+bool plan_slots(const TileRow* rows, int64_t n, const uint32_t* first, int64_t n_slots, uint32_t* slots);
 
 }  // namespace cuda
 }  // namespace llcf

@@ -23,6 +23,9 @@ LLCF_FN int64_t uniform(int64_t x) {
   return (int64_t)(((uint64_t)uniform((uint32_t)((uint64_t)x >> 32)) << 32) | uniform((uint32_t)x));
 }
 
+// The same value, which the compiler takes for another one: what follows from it is not kept until then.
+LLCF_FN uint32_t anew(uint32_t x) { return uniform(x); }
+
 // Lane1, whose select reads the sign directly; the compiler would first shift the bit down.
 struct LaneGpu : Lane1 {
   LLCF_FN F select(U mask, F yes, F no) {
@@ -61,6 +64,15 @@ LLCF_FN Rounds fold_rounds(uint64_t block, const NoiseSource& source) {
   return r;
 }
 
+// The same of another domain, for the blocks that share the high word of `block`.
+LLCF_FN Rounds refold(const Rounds& other, uint64_t block, const NoiseSource& source) {
+  Rounds r = other;
+  const uint32_t y0 = mul_hi(kPhiloxM1, source.step) ^ counter_high(block, source.domain) ^ r.k0[0];
+  r.c = uniform(mul_hi(kPhiloxM0, y0) ^ r.k1[1]);
+  r.d = uniform((kPhiloxM0 * y0) ^ r.k1[2]);
+  return r;
+}
+
 // Ten rounds on the block whose low word is `block`; the high one is in `r`.
 LLCF_FN Words folded(uint32_t block, const Rounds& r) {
   const uint64_t p0 = (uint64_t)block * kPhiloxM0;
@@ -81,9 +93,16 @@ LLCF_FN Words folded(uint32_t block, const Rounds& r) {
 }
 
 // The four normals of one block.
-LLCF_FN void normals(const Words& w, float n[4]) {
-  gaussian<LaneGpu>(w.x[0], w.x[1], &n[0], &n[1]);
-  gaussian<LaneGpu>(w.x[2], w.x[3], &n[2], &n[3]);
+LLCF_FN void normals(const Words& w, int kind, float n[4]) {
+  if (kind == kIh4) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+    for (int i = 0; i < 4; ++i) n[i] = ih4<LaneGpu>(w.x[i]);
+  } else {
+    gaussian<LaneGpu>(w.x[0], w.x[1], &n[0], &n[1]);
+    gaussian<LaneGpu>(w.x[2], w.x[3], &n[2], &n[3]);
+  }
 }
 
 }  // namespace cuda

@@ -14,7 +14,7 @@ from torch._compile import _disable_dynamo
 from .. import backends
 from ..checks import check_noise, check_param, check_state
 from ..errors import ArgumentError, ArgumentTypeError, ComponentError, LlcFastError
-from ..kept import start
+from ..kept import refusal, start
 from ..metrics import Metrics, metrics
 from ..plan import Plan
 from ..samplers import find
@@ -93,7 +93,7 @@ class Langevin(torch.optim.Optimizer):
 
     def _fresh(self) -> None:
         """Forget what is rebuilt where missing."""
-        self._plans: dict[int, tuple[tuple[int, ...], Plan]] = {}
+        self._plans: dict[int, tuple[tuple[object, ...], Plan]] = {}
         self._last: dict[int, tuple[Plan, Scalars]] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,6 +120,7 @@ class Langevin(torch.optim.Optimizer):
             chosen = chosen_boxes(group, self._selection)
             given = given_masks(mask, group["params"])
             self._chosen |= chosen
+            group["rounded"] = scalars.lr * scalars.noise_level**2
             self._start(group, given, scalars)
         except Exception:
             self.param_groups.pop()
@@ -145,10 +146,44 @@ class Langevin(torch.optim.Optimizer):
             states[first]["thermostat"] = torch.full((1,), friction, dtype=torch.float64, device=first.device)
         for p in group["params"]:  # each has a state, which torch.distributed.checkpoint misses otherwise
             self.state[p] = states.get(p, {})
+        self._tell(notes, 5)
+
+    def _tell(self, notes: list[str], level: int) -> None:
+        """Keep notes, and warn once of them all."""
         self.notes += notes
         if notes:
             more = f", and {len(notes) - 1} more in .notes" if len(notes) > 1 else ""
-            warnings.warn(notes[0] + more, stacklevel=5)
+            warnings.warn(notes[0] + more, stacklevel=level + 1)
+
+    def _cool(self, group: dict[str, Any], scalars: Scalars) -> None:
+        """Split what stochastic rounding would heat, now that a step has less noise than any before."""
+        noise = scalars.lr * scalars.noise_level**2
+        if group["state"] != "sr" or noise >= group["rounded"]:
+            return
+        names = group.get("param_names") or [f"params[{i}]" for i in range(len(group["params"]))]
+        notes = []
+        for name, p in zip(names, group["params"], strict=True):
+            kept = self.state[p]
+            if p.dtype != torch.bfloat16 or "remainder" in kept or "anchor" not in kept:
+                continue
+            sampler = find(group["sampler"])
+            note = refusal(name, kept["anchor"], sampler, scalars.lr, scalars.noise_level)
+            if note is not None:
+                kept["remainder"] = torch.zeros_like(kept["anchor"], dtype=torch.int16)
+                notes.append(note)
+        group["rounded"] = noise
+        self._tell(notes, 4)
+
+    def _follow(self) -> None:
+        """Count the steps that CUDA graphs have made."""
+        for index, group in enumerate(self.param_groups):
+            if index in self._plans:
+                group["step"] = max(group["step"], self._plans[index][1].next_step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights, see PyTorch's; reads the step number back where CUDA graphs have made steps."""
+        self._follow()
+        return super().state_dict()
 
     @_disable_dynamo  # compiled code breaks off here, as it does for PyTorch's own; `ops` are what it takes in
     @torch.no_grad()
@@ -163,11 +198,13 @@ class Langevin(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._follow()
         ids = tensor_ids(self.param_groups, self._selection)
         work = []
         seed = None if noise_generator is None else _seed_from(noise_generator)
         for index, group in enumerate(self.param_groups):  # all groups are checked before one is written
             scalars = self._scalars(group)
+            self._cool(group, scalars)
             if group["step"] > MAX_STEP:
                 raise ArgumentError(
                     f"step is {group['step']}: a chain has at most 2^32 updates, start another"
@@ -181,6 +218,7 @@ class Langevin(torch.optim.Optimizer):
                 work.append((index, plan, grads, scalars, group["step"]))
         if self._sketches is not None:
             self._sketches.take([(plan, grads, scalars, step) for _, plan, grads, scalars, step in work])
+        self._last = {}
         try:
             for index, plan, grads, scalars, step in work:
                 plan.run(grads, scalars, step)
@@ -259,7 +297,8 @@ class Langevin(torch.optim.Optimizer):
         states = [self.state[p] for p, _ in moving]
         seed = group["seed"] if seed is None else seed
         tensors = [t for (p, _), s in zip(moving, states, strict=True) for t in (p, *s.values())]
-        stamp = (seed, group["chain"], *(i for _, i in moving), *(id(t) for t in tensors))
+        chosen = seed, group["chain"], group["noise"], group["state"], group["sampler"], self.save_metrics
+        stamp = (*chosen, *(i for _, i in moving), *(id(t) for t in tensors))
         if index not in self._plans or self._plans[index][0] != stamp:
             sampler = find(group["sampler"])
             params = [p for p, _ in moving]

@@ -73,7 +73,8 @@ def _check(sampler: Optimizer, state_dict: dict[str, Any], settings: Settings) -
             for name, t in want.items():
                 if not _fits(have.get(name), t):
                     raise ArgumentError(f"state_dict has no {name} that fits parameter {i}: {remedy}")
-            extra = sorted(have.keys() - want.keys())
+            later = {"remainder"} if group["state"] == "sr" else set()  # where lr was lowered since
+            extra = sorted(have.keys() - want.keys() - later)
             if extra:
                 raise ArgumentError(f"state_dict has a {extra[0]} for parameter {i}, expected none: {remedy}")
 

@@ -274,4 +274,5 @@ def _preconditioner(group: dict[str, Any], preconditioner: Any, options: dict[st
     unknown = sorted(options.keys() - RMSPROP.keys())
     if unknown:
         raise ArgumentError(f"preconditioner_kwargs has {unknown[0]!r}: 'rmsprop' takes alpha and eps")
-    group |= {"sampler": "rmsprop_sgld"} | RMSPROP | options
+    own = {name: group.get(name, default) for name, default in RMSPROP.items()}
+    group |= {"sampler": "rmsprop_sgld"} | own | options

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..errors import WeightOverflowError
 from ..noise import BATCH_ORDER, chain_key, words
 from ..plan import Plan
 from ..scalars import Scalars
@@ -105,7 +106,11 @@ def run_chain(
                 trace.death = f"|w - w0|^2 is {trace.distance[i]} at step {step}"
                 return trace
         if step + 1 < schedule.steps:  # nobody would see the last update
-            plan.step(problem.gradients(loss), scalars, step)
+            try:
+                plan.step(problem.gradients(loss), scalars, step)
+            except WeightOverflowError as e:
+                trace.death = f"{e} (step {step})"
+                return trace
     return trace
 
 

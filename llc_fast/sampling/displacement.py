@@ -78,10 +78,14 @@ class Displacement:
             if (lo := self.remainders[piece.tensor]) is not None:
                 rest = view(local(lo), piece)
                 w, w0 = join(w, rest) if w.dtype == torch.bfloat16 else rest, w0.float()
-            elif w.dtype == torch.bfloat16:
+            rounded = lo is None and w.dtype == torch.bfloat16
+            if rounded:
                 w, w0 = w.float(), w0.float()
             if self.box is not None:
-                boxed.append(((w <= w0 - self.box) | (w >= w0 + self.box)).sum())
+                low, high = w0 - self.box, w0 + self.box
+                if rounded:  # from the box by less than the last bit, to either side
+                    low, high = -_below(-low), _below(high)
+                boxed.append(((w <= low) | (w >= high)).sum())
             d = (w - w0).view(-1)
             distance.append(torch.dot(d, d))
             dot.append(torch.dot(d, total.view(-1)))
@@ -93,6 +97,13 @@ class Displacement:
         if self.ranks is None:
             return values
         return [float(value) for value in self.ranks.sum(torch.tensor(values, dtype=torch.float64))]
+
+
+def _below(x: Tensor) -> Tensor:
+    """The largest bf16 that is not above x, as fp32."""
+    bits = x.contiguous().view(torch.int32)
+    cut = bits & -0x10000
+    return torch.where((x < 0) & (cut != bits), cut + 0x10000, cut).view(torch.float32)
 
 
 def _wide(t: Tensor) -> torch.dtype:
