@@ -58,8 +58,13 @@ LLCF_FN void philox_lanes(VQ block, const Rounds& r, VQ x[4]) {
 
 // Addresses stay integers: what is fetched ahead may lie beyond the operand.
 struct Prefetch {
+  int count = 0;
   int64_t at[5];
   int64_t bytes[5];  // a group of kGroup elements
+  void add(int64_t address, int64_t size) {
+    at[count] = address;
+    bytes[count++] = size;
+  }
 };
 
 constexpr int kWords = 2;  // besides the kinds of noise: the random words themselves
@@ -78,7 +83,7 @@ void fill_groups(float* out, uint64_t first, int groups, const NoiseSource& sour
     odd[i] = first + (uint64_t)((W / 4) * (q & 3) + (q >> 2));
   }
   for (int g = 0; g < groups; ++g) {
-    for (int t = 0; t < 5; ++t)
+    for (int t = 0; t < ahead.count; ++t)
       for (int64_t line = 0; line < ahead.bytes[t]; line += 64)
         __builtin_prefetch((const void*)(ahead.at[t] + g * ahead.bytes[t] + line), 1);
     VQ e[4], o[4];
@@ -225,7 +230,7 @@ LLCF_FN void step_vector(const Run& r, int64_t i, const Scalars& s, float xi, in
 
 // The elements of a run: whole vectors, then the rest in a vector of its own.
 template <class S, int STORAGE, bool SUMS>
-void step_run(const Run& run, int n, const Scalars& scalars, float xi, int terms, double* totals) {
+void step_run(const Run& run, int n, const Scalars& scalars, float xi, int terms, VD* totals) {
   const Scalars s = scalars;
   const Run r = run;
   Sums<LaneV> sums = {};
@@ -265,11 +270,7 @@ void step_run(const Run& run, int n, const Scalars& scalars, float xi, int terms
     if (S::kAux) __builtin_memcpy((char*)r.aux + i * 4, aux, left * 4);
   }
   if (SUMS)
-    for (int k = 0; k < kSums; ++k) {
-      double total = 0;
-      for (int j = 0; j < W; ++j) total += (double)sums.at[k][j];
-      totals[k] += total;
-    }
+    for (int k = 0; k < kSums; ++k) totals[k] += __builtin_convertvector(sums.at[k], VD);
 }
 
 int selected(const Run& r, int n) {
@@ -289,6 +290,7 @@ void step_span(const TileRow& t, int64_t grad, const Scalars& s, const Kind& kin
   const NoiseSource rounding{t.key, s.step, (uint32_t)t.tensor_id, kRounding};
   const float xi = t.xi == 0 ? s.friction : (float)*(const double*)t.xi;
   const bool anchored = SUMS || needs_anchor(kind.terms);
+  alignas(64) VD totals[SUMS ? kSums : 1] = {};
   for (int64_t row = span.row0; row < span.row1; ++row) {
     for (int64_t col = span.col0; col < span.col1; col += kBlock) {
       const int n = (int)(span.col1 - col < kBlock ? span.col1 - col : kBlock);
@@ -303,9 +305,12 @@ void step_span(const TileRow& t, int64_t grad, const Scalars& s, const Kind& kin
       r.bit = t.mask_start + row * t.mask_stride + col;
       if (kind.terms & kNoise) {
         // The block's own weights are fetched while its noise is computed.
-        const Prefetch ahead = {{r.w, r.g, r.w0, r.lo, r.aux},
-                                {kGroup * kSize, grad ? kGroup * kSize : 0, anchored ? kGroup * kSize : 0,
-                                 kGroup * kLo, S::kAux ? kGroup * 4 : 0}};
+        Prefetch ahead;
+        ahead.add(r.w, kGroup * kSize);
+        if (grad != 0) ahead.add(r.g, kGroup * kSize);
+        if (anchored) ahead.add(r.w0, kGroup * kSize);
+        if (kLo) ahead.add(r.lo, kGroup * kLo);
+        if (S::kAux) ahead.add(r.aux, kGroup * 4);
         r.z = fill(kind.noise, buffer, first, n, source, ahead);
       }
       if (STORAGE == kRoundedBfloat16) {
@@ -314,10 +319,12 @@ void step_span(const TileRow& t, int64_t grad, const Scalars& s, const Kind& kin
         fill<kWords>(words, 4 * block, (int)(4 * (last - block + 1)), rounding, Prefetch{});
         r.h = (const uint16_t*)words + (first & 7);
       }
-      step_run<S, STORAGE, SUMS>(r, n, s, xi, kind.terms, sums);
+      step_run<S, STORAGE, SUMS>(r, n, s, xi, kind.terms, totals);
       if (SUMS) sums[kN] += (double)selected(r, n);
     }
   }
+  for (int k = 0; SUMS && k < kSums; ++k)
+    for (int j = 0; j < W; ++j) sums[k] += totals[k][j];
 }
 
 using StepFn = void (*)(const TileRow&, int64_t, const Scalars&, const Kind&, Span, double*);

@@ -29,6 +29,7 @@ typedef uint32_t VU __attribute__((vector_size(4 * LLCF_WIDTH)));
 typedef uint16_t VH __attribute__((vector_size(2 * LLCF_WIDTH)));
 typedef int16_t VS __attribute__((vector_size(2 * LLCF_WIDTH)));
 typedef uint64_t VQ __attribute__((vector_size(4 * LLCF_WIDTH)));
+typedef double VD __attribute__((vector_size(8 * LLCF_WIDTH)));
 
 // 32 x 32 -> 64 bit products of the low halves; whatever stands in the high halves is ignored.
 LLCF_FN VQ mul_low(VQ a, uint32_t m) {
