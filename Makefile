@@ -49,6 +49,7 @@ format: $(READY)
 bench: $(READY)
 	$(PIP) install -q -c constraints.txt devinterp psutil
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_step.py --samplers
 
 sass: $(READY)
 	$(BIN)/python benchmarks/sass.py

@@ -146,7 +146,9 @@ def check_estimate(found: tuple[Found, list[Found]], layout: str, name: str) -> 
     alone, there = of(found, layout, name)
     for here in there:
         torch.testing.assert_close(here["losses"], alone["losses"], rtol=0.0, atol=1e-5)
-        torch.testing.assert_close(here["numbers"], alone["numbers"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            here["numbers"], alone["numbers"], rtol=1e-4, atol=1e-4, equal_nan=True
+        )  # RMSprop has no order bias
         assert torch.equal(here["losses"], there[0]["losses"])  # ranks decide alike
         assert torch.equal(here["numbers"], there[0]["numbers"])
         assert here["apart"] == []  # the weights are given back
