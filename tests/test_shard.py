@@ -15,6 +15,7 @@ import pytest
 import shard_worker
 import torch
 import torch.distributed as dist
+from cases import differing
 from shard_model import LAYOUTS
 from shard_traps import TRAPS
 
@@ -150,7 +151,7 @@ def check_estimate(found: tuple[Found, list[Found]], layout: str, name: str) -> 
             here["numbers"], alone["numbers"], rtol=1e-4, atol=1e-4, equal_nan=True
         )  # RMSprop has no order bias
         assert torch.equal(here["losses"], there[0]["losses"])  # ranks decide alike
-        assert torch.equal(here["numbers"], there[0]["numbers"])
+        assert differing(here["numbers"], there[0]["numbers"]) == 0
         assert here["apart"] == []  # the weights are given back
         assert here["grads kept"]
         assert here["trainable"]
