@@ -33,7 +33,7 @@ PROBE = """
 cpu = load("_cpu")
 out = array.array("f", [0.0] * 12)
 for isa in cpu.isas():
-    cpu.normal(out.buffer_info()[0], 0, 12, cpu.chain_key(0, 0), 0, 0, 0, 1, isa)
+    cpu.normal(out.buffer_info()[0], 0, 12, 0, cpu.chain_key(0, 0), 0, 0, 0, 1, isa)
     print(*("%08x" % x for x in array.array("I", out.tobytes())))
 """
 
