@@ -1,0 +1,193 @@
+"""What people use otherwise, imported as it is, on the same tensors.
+
+Each builder takes a `Work` and gives the call that makes one step; it raises ModuleNotFoundError where the package is
+not installed. All target the same posterior: weight nbeta on the gradient, localization towards the anchors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._timing import Call
+from ._work import LOCALIZATION, LR, NBETA, Work
+
+SCALE = math.sqrt(LR)
+
+
+# --- PyTorch by hand ---
+
+
+def eager(work: Work) -> Call:
+    """The step as one writes it down."""
+
+    @torch.no_grad()
+    def step() -> None:
+        for w, g, w0 in zip(work.params, work.grads, work.anchors, strict=True):
+            drift = NBETA * g + LOCALIZATION * (w - w0)
+            w.copy_(w - LR / 2 * drift + SCALE * torch.randn_like(w))
+
+    return step
+
+
+def in_place(work: Work) -> Call:
+    """The step as one tunes it by hand: in place, one scratch buffer."""
+    largest = max(work.params, key=Tensor.numel)
+    scratch = torch.empty_like(largest).view(-1)
+
+    @torch.no_grad()
+    def step() -> None:
+        for w, g, w0 in zip(work.params, work.grads, work.anchors, strict=True):
+            z = scratch[: w.numel()].view(w.shape).normal_()
+            w.lerp_(w0, LR / 2 * LOCALIZATION).add_(g, alpha=-LR / 2 * NBETA).add_(z, alpha=SCALE)
+
+    return step
+
+
+def foreach(work: Work) -> Call:
+    """The step over lists of tensors, as PyTorch's own optimizers are written."""
+    z = [torch.empty_like(p) for p in work.params]
+
+    @torch.no_grad()
+    def step() -> None:
+        for t in z:
+            t.normal_()
+        torch._foreach_lerp_(work.params, work.anchors, LR / 2 * LOCALIZATION)
+        torch._foreach_add_(work.params, work.grads, alpha=-LR / 2 * NBETA)
+        torch._foreach_add_(work.params, z, alpha=SCALE)
+
+    return step
+
+
+def compiled(work: Work) -> Call:
+    """The step as torch.compile fuses it."""
+
+    def update(w: Tensor, g: Tensor, w0: Tensor) -> None:
+        w.copy_(w - LR / 2 * (NBETA * g + LOCALIZATION * (w - w0)) + SCALE * torch.randn_like(w))
+
+    torch._dynamo.reset()
+    fused = torch.compile(update, dynamic=True)
+
+    @torch.no_grad()
+    def step() -> None:
+        for operands in zip(work.params, work.grads, work.anchors, strict=True):
+            fused(*operands)
+
+    return step
+
+
+def adamw(work: Work) -> Call:
+    """PyTorch's fused AdamW: no sampler, but the yardstick of a step that only waits for memory."""
+    return torch.optim.AdamW(leaves(work), lr=LR, fused=True).step
+
+
+def normal(work: Work) -> Call:
+    """PyTorch's noise alone."""
+    largest = max(work.params, key=Tensor.numel)
+    scratch = torch.empty_like(largest).view(-1)
+    return lambda: [scratch[: p.numel()].normal_() for p in work.params] and None
+
+
+def leaves(work: Work) -> list[torch.nn.Parameter]:
+    """Parameters in the same memory, with the gradients."""
+    found = [torch.nn.Parameter(p) for p in work.params]
+    for leaf, g in zip(found, work.grads, strict=True):
+        leaf.grad = g
+    return found
+
+
+# --- libraries ---
+
+
+def devinterp(work: Work, method: str = "sgld", **options: Any) -> Call:
+    """devinterp's own optimizer."""
+    from devinterp.optim.sgmcmc import SGMCMC
+
+    build = getattr(SGMCMC, method)
+    step: Call = build(leaves(work), lr=LR, nbeta=NBETA, localization=LOCALIZATION, **options).step
+    return step
+
+
+def posteriors(work: Work, method: str = "sgld", **options: Any) -> Call:
+    """posteriors' transform, in place; its gradient is given, and only the localization is computed for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports, about its dependencies
+        transform = importlib.import_module(f"posteriors.sgmcmc.{method}")
+    names = [str(i) for i in range(len(work.params))]
+
+    class Given(torch.autograd.Function):
+        """A log posterior that costs nothing but its gradient."""
+
+        generate_vmap_rule = False
+
+        @staticmethod
+        def forward(*params: Tensor) -> Tensor:
+            return params[0].new_zeros(())
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+            operands = zip(ctx.saved_tensors, work.grads, work.anchors, strict=True)
+            return tuple((w0 - w).mul_(LOCALIZATION).sub_(g, alpha=NBETA) for w, g, w0 in operands)
+
+    def log_posterior(params: dict[str, Tensor], batch: object) -> tuple[Tensor, Tensor]:
+        return Given.apply(*(params[n] for n in names)), torch.empty(0)
+
+    # Its steps are lr grad + N(0, 2 lr T): half of our lr at T = 1 is the same step.
+    built = transform.build(log_posterior, lr=LR / 2, temperature=1.0, **options)
+    state = built.init(dict(zip(names, work.params, strict=True)))
+
+    def step() -> None:
+        nonlocal state
+        state, _ = built.update(state, None, inplace=True)
+
+    return step
+
+
+def blackjax(work: Work) -> Call:
+    """blackjax's SGLD kernel, compiled by JAX, its weights donated."""
+    import blackjax as library
+    import jax
+    import numpy as np
+
+    def arrays(tensors: list[Tensor]) -> list[Any]:
+        return [jax.device_put(np.asarray(t.float().cpu())) for t in tensors]
+
+    position, given = arrays(work.params), (arrays(work.grads), arrays(work.anchors))
+
+    def gradient(w: list[Any], batch: tuple[list[Any], list[Any]]) -> list[Any]:
+        return jax.tree.map(lambda p, g, w0: -NBETA * g - LOCALIZATION * (p - w0), w, *batch)
+
+    kernel = jax.jit(library.sgld(gradient).step, donate_argnums=1)
+    key = jax.random.key(0)
+
+    def step() -> None:
+        nonlocal position, key
+        key, now = jax.random.split(key)
+        position = jax.block_until_ready(kernel(now, position, given, LR / 2))
+
+    return step
+
+
+# Name of the row, builder, role, bytes a parameter of fp32 that it must move (0: not compared with a copy).
+Peer = tuple[str, Callable[[Work], Call], str, int]
+STEP: list[Peer] = [
+    ("devinterp SGMCMC.sgld", devinterp, "peer", 16),
+    ("posteriors sgmcmc.sgld", posteriors, "peer", 16),
+    ("blackjax sgld (JAX)", blackjax, "peer", 16),
+    ("PyTorch eager", eager, "peer", 16),
+    ("PyTorch in place (normal_, lerp_, add_)", in_place, "peer", 16),
+    ("PyTorch _foreach", foreach, "peer", 16),
+    ("PyTorch torch.compile", compiled, "peer", 16),
+    ("PyTorch normal_ alone", normal, "peer", 4),
+    ("PyTorch fused AdamW (no sampler)", adamw, "yardstick", 28),
+]
