@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type
 # Threads that spin while they wait slow each other down when several test processes share the cores.
 test test-all: export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test test-all lint format bench sass sanitize clean install
+.PHONY: demo test test-all lint format bench sass instructions sanitize clean install
 
 install: $(READY)
 
@@ -46,13 +46,16 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# The peers by name: the extra itself would build the package again. QUICK=1: smaller sizes.
 bench: $(READY)
-	$(PIP) install -q -c constraints.txt devinterp psutil
-	$(BIN)/python benchmarks/bench_step.py
-	$(BIN)/python benchmarks/bench_step.py --samplers
+	$(PIP) install -q -c constraints.txt blackjax devinterp posteriors
+	$(BIN)/llc-fast bench all --out bench_out $(if $(QUICK),--quick)
 
 sass: $(READY)
-	$(BIN)/python benchmarks/sass.py
+	$(BIN)/python -m llc_fast.benchmarks.sass
+
+instructions: $(READY)
+	$(BIN)/python -m llc_fast.benchmarks.instructions
 
 sanitize: $(READY)
 	$(BIN)/python tests/sanitize/check.py

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import pickle
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "cuda"
 STORAGES = ("float32", "split", "sr", "float16")
 TERMS = {1: "decay", 2: "localization", 4: "noise", 8: "box"}
+
+
+class Missing(RuntimeError):
+    """A tool or a source that is not here."""
 
 
 @dataclass(frozen=True)
@@ -55,51 +61,57 @@ class Kernel:
 # --- sources: each yields the kernels of one language; another one is another entry of SOURCES ---
 
 
-def cuda_kernels(arch: str) -> Iterator[Kernel]:
+def cuda_kernels(arch: str, only: str = "") -> Iterator[Kernel]:
     """The kernels of csrc/cuda, compiled with the flags of their CMakeLists.txt."""
     nvcc = tool("nvcc", ["/usr/local/cuda/bin"])
     lists = (CUDA / "CMakeLists.txt").read_text()
     flags = re.findall(r"--(?:fmad|ftz|prec-div|prec-sqrt)=\w+", lists)
     includes = [f"-I{ROOT / 'csrc' / name}" for name in ("", "include", "cuda")]
-    command = [nvcc, f"-arch=sm_{arch}", "-std=c++17", "-O3", *flags, *includes]
+    command = [nvcc, f"-arch=sm_{arch}", "-std=c++17", "-O3", *flags]
     threads = int(re.search(r"kThreads = (\d+)", (CUDA / "plan.h").read_text())[1])  # type: ignore[index]
     with tempfile.TemporaryDirectory() as folder:
         for source in ("step.cu", "normal.cu"):
             ptx, cubin = Path(folder) / "kernels.ptx", Path(folder) / "kernels.cubin"
-            subprocess.run([*command, "-ptx", str(CUDA / source), "-o", str(ptx)], check=True)
-            subprocess.run([*command, "-cubin", str(CUDA / source), "-o", str(cubin)], check=True)
+            subprocess.run([*command, *includes, "-ptx", str(CUDA / source), "-o", str(ptx)], check=True)
+            subprocess.run([*command, "-cubin", str(ptx), "-o", str(cubin)], check=True)
             entries = split_ptx(ptx.read_text())
             for symbol, (sass, registers, stack) in disassemble(cubin).items():
                 name = variant(symbol)
                 step, told = not name.endswith("_kernel"), name.startswith("any")
                 elements = (4 if "float32" in name else 8) if step else 0
-                yield Kernel(
-                    name,
-                    entries[symbol],
-                    sass,
-                    registers,
-                    stack,
-                    threads,
-                    step,
-                    elements=elements,
-                    told=told,
-                )
+                if re.search(only, name):
+                    yield Kernel(
+                        name,
+                        entries[symbol],
+                        sass,
+                        registers,
+                        stack,
+                        threads,
+                        step,
+                        elements=elements,
+                        told=told,
+                    )
 
 
-def triton_kernels(arch: str) -> Iterator[Kernel]:
+def triton_kernels(arch: str, only: str = "") -> Iterator[Kernel]:
     """The kernels of kernels/, compiled ahead of time with the options of a launch."""
-    from llc_fast.kernels import aot
-    from llc_fast.kernels.launch import OPTIONS
+    try:
+        from llc_fast.kernels import aot
+        from llc_fast.kernels.launch import OPTIONS
+    except ImportError as e:
+        raise Missing(f"{e.name} is not installed") from e
 
     with tempfile.TemporaryDirectory() as folder:
         for variant, (*_, elements) in aot.variants().items():
+            name, match = variant, re.fullmatch(r"sgld_step_(\w+)_(\d+)", variant)
+            if match:
+                name = f"sgld_step {match[1]} {terms_of(int(match[2]))}"
+            if not re.search(only, name):
+                continue
             compiled = aot.compile_variant(variant, int(arch))
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(compiled.asm["cubin"])
             ((sass, registers, stack),) = disassemble(cubin).values()
-            name, match = variant, re.fullmatch(r"sgld_step_(\w+)_(\d+)", variant)
-            if match:
-                name = f"sgld_step {match[1]} {terms_of(int(match[2]))}"
             threads = 32 * OPTIONS["num_warps"]
             yield Kernel(
                 name,
@@ -114,7 +126,48 @@ def triton_kernels(arch: str) -> Iterator[Kernel]:
             )
 
 
-SOURCES: dict[str, Callable[[str], Iterator[Kernel]]] = {"cuda": cuda_kernels, "triton": triton_kernels}
+SOURCES: dict[str, Callable[[str, str], Iterator[Kernel]]] = {"cuda": cuda_kernels, "triton": triton_kernels}
+
+
+def compiled(language: str, arch: str, only: str = "", cache: Path | None = None) -> list[Kernel]:
+    """The kernels whose names match `only`, by name. cache: a folder; what lies there of the same sources is taken."""
+    checkout()
+    if cache is None:
+        return sorted(SOURCES[language](arch, only), key=lambda k: k.name)
+    path = cache / f"{language}_{digest(version(language), arch, only)}.pickle"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_bytes(pickle.dumps(compiled(language, arch, only)))
+        part.replace(path)
+    kernels: list[Kernel] = pickle.loads(path.read_bytes())
+    return kernels
+
+
+def digest(*words: str, of: Iterable[Path] = (ROOT / "csrc", ROOT / "kernels")) -> str:
+    """Of what the kernels are made from."""
+    found = hashlib.sha256("\0".join(words).encode())
+    for path in sorted(p for folder in of for p in folder.rglob("*.*") if p.suffix != ".pyc"):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def checkout() -> None:
+    """Raises where there is no source to compile: an installed package has none of the C++."""
+    if not (CUDA / "CMakeLists.txt").exists():
+        raise Missing("needs a checkout of llc_fast: the C++ sources are not in the installed package")
+
+
+def version(language: str) -> str:
+    """Who compiles a language here, such as "nvcc 13.0.88"."""
+    if language == "triton":
+        try:
+            return f"triton {importlib.metadata.version('triton')}"
+        except importlib.metadata.PackageNotFoundError as e:
+            raise Missing("triton is not installed") from e
+    nvcc = tool("nvcc", ["/usr/local/cuda/bin"])
+    text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"V(\d[\d.]*)", text)
+    return f"nvcc {found[1] if found else 'unknown'}"
 
 
 def variant(symbol: str) -> str:
@@ -139,8 +192,7 @@ def terms_of(bits: int) -> str:
 def tool(name: str, places: list[str]) -> str:
     found = shutil.which(name) or next((p for place in places if (p := shutil.which(name, path=place))), None)
     if found is None:
-        print(f"{name} is not on PATH")
-        sys.exit(2)
+        raise Missing(f"{name} is not on PATH")
     return found
 
 

@@ -19,7 +19,10 @@ PACKAGES = ("torch", "triton", "numpy", "devinterp", "posteriors", "blackjax", "
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, object]:
-    """Facts, ready for JSON; the load is that of the last minute, so take them before anything is run."""
+    """Facts, ready for JSON; the load is that of the last minute, so take them before anything is run.
+
+    A run adds what `state` says at its end as "after".
+    """
     facts: dict[str, object] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
@@ -27,10 +30,9 @@ def machine(device: torch.device | str = "cpu") -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": cpu_backend.isas()[0] if cpu_backend.isas() else None,
-        "clock_mhz": clock(),
         "cache_bytes": cache("cpu"),
         "memory_bytes": memory(),
-        "load": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        **state(),
         "python": platform.python_version(),
         "versions": versions(),
     }
@@ -45,6 +47,15 @@ def machine(device: torch.device | str = "cpu") -> dict[str, object]:
             "cuda": torch.version.cuda,
             "now": gpu_now(),
         }
+    return facts
+
+
+def state(device: torch.device | str = "cpu") -> dict[str, object]:
+    """What changes while a benchmark runs: clocks, and the load of the last minute, 5 and 15."""
+    load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    facts: dict[str, object] = {"clock_mhz": clock(), "load": load}
+    if torch.device(device).type == "cuda":
+        facts["gpu"] = gpu_now()
     return facts
 
 

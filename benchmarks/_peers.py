@@ -1,22 +1,27 @@
 """What people use otherwise, imported as it is, on the same tensors.
 
 Each builder takes a `Work` and gives the call that makes one step; it raises ModuleNotFoundError where the package is
-not installed. All target the same posterior: weight nbeta on the gradient, localization towards the anchors.
+not installed. All target the same posterior: weight nbeta on the gradient, localization towards the anchors. All read
+the work's gradients; PyTorch by hand and devinterp move its weights where they are, devinterp with its own copy of the
+anchors; posteriors and blackjax end a step with weights in new memory, from the work's.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import math
+import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._timing import Call
-from ._work import LOCALIZATION, LR, NBETA, Work
+from ._work import LOCALIZATION, LR, NBETA, OWN, Work
 
 SCALE = math.sqrt(LR)
 
@@ -105,17 +110,36 @@ def leaves(work: Work) -> list[torch.nn.Parameter]:
 # --- libraries ---
 
 
+@dataclass(frozen=True)
+class Own:
+    """A step on weights of its own, which `weights` gives."""
+
+    step: Call
+    weights: Callable[[], list[Tensor]]
+
+    def __call__(self) -> None:
+        self.step()
+
+
 def devinterp(work: Work, method: str = "sgld", **options: Any) -> Call:
-    """devinterp's own optimizer."""
+    """devinterp's own optimizer, which takes for anchors what its parameters are when it is built."""
     from devinterp.optim.sgmcmc import SGMCMC
 
-    build = getattr(SGMCMC, method)
-    step: Call = build(leaves(work), lr=LR, nbeta=NBETA, localization=LOCALIZATION, **options).step
+    params = leaves(work)
+    for leaf, w0 in zip(params, work.anchors, strict=True):
+        leaf.data = w0
+    sampler = getattr(SGMCMC, method)(params, lr=LR, nbeta=NBETA, localization=LOCALIZATION, **options)
+    for leaf, w in zip(params, work.params, strict=True):
+        leaf.data = w
+    step: Call = sampler.step
     return step
 
 
 def posteriors(work: Work, method: str = "sgld", **options: Any) -> Call:
-    """posteriors' transform, in place; its gradient is given, and only the localization is computed for it."""
+    """posteriors' transform, in place; its gradient is given, and only the localization is computed for it.
+
+    In place there means that its tensors are given the memory of the new ones, so they must be its own.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports, about its dependencies
         transform = importlib.import_module(f"posteriors.sgmcmc.{method}")
@@ -142,25 +166,42 @@ def posteriors(work: Work, method: str = "sgld", **options: Any) -> Call:
     def log_posterior(params: dict[str, Tensor], batch: object) -> tuple[Tensor, Tensor]:
         return Given.apply(*(params[n] for n in names)), torch.empty(0)
 
-    # Its steps are lr grad + N(0, 2 lr T): half of our lr at T = 1 is the same step.
-    built = transform.build(log_posterior, lr=LR / 2, temperature=1.0, **options)
-    state = built.init(dict(zip(names, work.params, strict=True)))
+    built = transform.build(log_posterior, temperature=1.0, **POSTERIORS[method], **options)
+    params = {n: p.detach() for n, p in zip(names, work.params, strict=True)}
+    state = built.init(params)
 
     def step() -> None:
         nonlocal state
         state, _ = built.update(state, None, inplace=True)
 
-    return step
+    return Own(step, lambda: list(params.values()))
+
+
+# Its SGLD makes steps of lr grad + N(0, 2 lr): half of our lr. Its SGHMC moves weights by lr * momentum, so that our
+# velocity is lr times its momentum, our lr is the square of its lr, and our friction lr times its alpha.
+POSTERIORS: dict[str, dict[str, Any]] = {
+    "sgld": {"lr": LR / 2},
+    "sghmc": {"lr": SCALE, "alpha": OWN["sghmc"]["friction"] / SCALE, "momenta": 0.0},
+}
 
 
 def blackjax(work: Work) -> Call:
-    """blackjax's SGLD kernel, compiled by JAX, its weights donated."""
+    """blackjax's SGLD kernel, compiled by JAX for the work's device, its weights donated."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of a GPU's memory
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # of GPUs that it was not built for
     import blackjax as library
     import jax
     import numpy as np
 
+    kind = work.params[0].device.type
+    try:
+        device = jax.devices(kind)[0]
+    except RuntimeError:
+        raise RuntimeError(f"this JAX has no {kind}") from None
+
     def arrays(tensors: list[Tensor]) -> list[Any]:
-        return [jax.device_put(np.asarray(t.float().cpu())) for t in tensors]
+        # copied by numpy: JAX may use a tensor's memory where it is, and a donated one for the next weights
+        return [jax.device_put(t.float().cpu().numpy().copy(), device) for t in tensors]
 
     position, given = arrays(work.params), (arrays(work.grads), arrays(work.anchors))
 
@@ -168,14 +209,14 @@ def blackjax(work: Work) -> Call:
         return jax.tree.map(lambda p, g, w0: -NBETA * g - LOCALIZATION * (p - w0), w, *batch)
 
     kernel = jax.jit(library.sgld(gradient).step, donate_argnums=1)
-    key = jax.random.key(0)
+    key = jax.device_put(jax.random.key(0), device)
 
     def step() -> None:
         nonlocal position, key
         key, now = jax.random.split(key)
         position = jax.block_until_ready(kernel(now, position, given, LR / 2))
 
-    return step
+    return Own(step, lambda: [torch.from_numpy(np.array(p)) for p in position])
 
 
 # Name of the row, builder, role, bytes a parameter of fp32 that it must move (0: not compared with a copy).

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,20 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "RESOURCE_EXHAUSTED",
+)  # PyTorch's, CUDA's and JAX's
+MOST_CALLS = 10**6  # of a sample: where a clock stands still
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: the median of all samples, and the quartiles about it; how many, of how many calls each."""
+    """Seconds a call: the median of all samples, and the quartiles about it; how many, of how many calls each.
+
+    Fewer than four samples have no quartiles: then least and greatest.
+    """
 
     median: float
     low: float
@@ -55,8 +65,9 @@ def interleave(
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times of each call, taken in turn so that a slow moment of the machine falls on all; and why one has none.
 
-    Each is first called twice, which is not counted: the second call says how many a sample needs, and how many
-    samples there is time for. A call that raises is left out and the others go on.
+    Each is first called a few times that are not counted: they say how many calls a sample needs, and how many
+    samples there is time for. Who has time for few has them spread over all rounds, so that ratios are of the same
+    stretch of time. A call that raises is left out and the others go on.
     """
     device = torch.device(device)
     absent: dict[str, str] = {}
@@ -65,46 +76,56 @@ def interleave(
     for name, call in calls.items():
         try:
             call()
-            once = _sample(call, 1, device)()
-            inner[name] = max(1, math.ceil(pace.sample / max(once, 1e-9)))
-            samples[name] = min(
-                pace.most, max(pace.least, int(pace.budget / max(once * inner[name], pace.sample)))
-            )
+            inner[name], once = _calibrate(call, pace, device)
+            each = max(once * inner[name], pace.sample, 1e-9)
+            samples[name] = min(pace.most, max(pace.least, int(pace.budget / each)))
         except Exception as e:
             absent[name] = reason(e)
     seconds: dict[str, list[float]] = {name: [] for name in samples}
-    for turn in range(max(samples.values(), default=0)):
-        pending = {}
-        for name in [n for n, most in samples.items() if turn < most and n not in absent]:
+    rounds = max(samples.values(), default=0)
+    for turn in range(rounds):
+        for name, most in samples.items():
+            if name in absent or turn * most // rounds == (turn + 1) * most // rounds:
+                continue
             try:
-                pending[name] = _sample(calls[name], inner[name], device)
+                seconds[name].append(_sample(calls[name], inner[name], device))
             except Exception as e:
                 absent[name] = reason(e)
-        for name, read in pending.items():
-            seconds[name].append(read())
     timings = {n: Timing.of(values, inner[n]) for n, values in seconds.items() if values and n not in absent}
     return timings, absent
 
 
-def _sample(call: Call, calls: int, device: torch.device) -> Callable[[], float]:
-    """Make the calls; the seconds of one of them, once they are known."""
+def _calibrate(call: Call, pace: Pace, device: torch.device) -> tuple[int, float]:
+    """How many calls fill a sample, and the seconds of one; grown tenfold at most, as one short call says little."""
+    calls = 1
+    while True:
+        once = _sample(call, calls, device)
+        if once * calls >= 0.8 * pace.sample or calls >= MOST_CALLS:
+            return calls, once
+        calls = max(2 * calls, min(10 * calls, math.ceil(pace.sample / max(once, 1e-9))))
+
+
+def _sample(call: Call, calls: int, device: torch.device) -> float:
+    """Seconds of one of so many calls, made one after the other.
+
+    A GPU is idle before and gets one call more in front, so that a sample is of a loop that is under way, whoever
+    was timed before: its kernels where they take longer than the host needs to launch them, else the host.
+    """
     if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
+        with torch.cuda.device(device):
+            torch.cuda.synchronize()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             call()
-        end.record()
-
-        def read() -> float:
+            start.record()
+            for _ in range(calls):
+                call()
+            end.record()
             end.synchronize()
-            return float(start.elapsed_time(end)) / 1e3 / calls
-
-        return read
+        return float(start.elapsed_time(end)) / 1e3 / calls
     begin = time.perf_counter()
     for _ in range(calls):
         call()
-    elapsed = (time.perf_counter() - begin) / calls
-    return lambda: elapsed
+    return (time.perf_counter() - begin) / calls
 
 
 def host_seconds(call: Call, calls: int) -> float:
@@ -129,7 +150,7 @@ def reason(e: BaseException) -> str:
     """An error as half a line of a table."""
     if isinstance(e, ModuleNotFoundError):
         return f"not installed ({e.name})"
-    text = str(e).strip().splitlines()
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e):
-        return "out of memory"
-    return f"{type(e).__name__}: {text[0] if text else ''}"[:100]
+    text = " ".join(str(e).split())
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY):
+        return f"out of memory{': ' + text if type(e) is MemoryError and text else ''}"
+    return textwrap.shorten(f"{type(e).__name__}: {text}".removesuffix(": "), 100, placeholder=" ...")

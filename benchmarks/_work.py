@@ -16,7 +16,8 @@ from llc_fast.plan import Plan
 from llc_fast.samplers import find
 from llc_fast.scalars import Scalars
 
-from ._table import Column, Table, spread
+from ._machine import cache, memory
+from ._table import Column, Table, size_text, spread
 from ._timing import Call, Pace, interleave, reason
 
 LR, NBETA, LOCALIZATION = 1e-6, 30.0, 100.0
@@ -88,7 +89,13 @@ def even_shapes(numel: int, tensors: int) -> list[tuple[int, ...]]:
 
 
 def make(shapes: Shapes, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Work:
-    """Random tensors of a trained model's sizes; weights are a little off their anchors."""
+    """Random tensors of a trained model's sizes; weights are a little off their anchors.
+
+    Raises MemoryError where they do not fit: Linux would promise the memory, and kill the process later.
+    """
+    needed, free = 3 * sum(map(math.prod, shapes)) * dtype.itemsize, memory(device)
+    if needed > free:
+        raise MemoryError(f"{size_text(needed)} needed, {size_text(free)} free")
     generator = torch.Generator(device).manual_seed(seed)
 
     def draw(scale: float) -> list[Tensor]:
@@ -140,7 +147,8 @@ def traffic(sampler: str = "sgld", storage: str = "float32") -> int:
 class Subject:
     """Something to be timed. build: gives the call, and holds its memory. per: the elements that a call handles.
 
-    bytes: what it must move an element. floor, mine: names of the subjects that it is compared with.
+    bytes: what it must move an element. floor, mine: names of the subjects that it is compared with. stretch: who has
+    the same is timed together, and is in memory together.
     """
 
     name: str
@@ -150,10 +158,14 @@ class Subject:
     role: str = "ours"
     floor: str = ""
     mine: str = ""
+    stretch: str = ""
 
 
 def copy_of(device: str, nbytes: int, bytes_each: float) -> Subject:
-    """The memory's own speed: a copy by PyTorch, counting bytes read and bytes written."""
+    """The memory's own speed: a copy by PyTorch, counting bytes read and bytes written.
+
+    It copies half of nbytes, at most 1 GiB, and its row says what moving `bytes_each` an element takes at that speed.
+    """
     half = max(1, min(nbytes, 2 << 30) // 2)
 
     def build() -> Call:
@@ -161,7 +173,8 @@ def copy_of(device: str, nbytes: int, bytes_each: float) -> Subject:
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
 
-    return Subject("copy of as many bytes", build, 2 * half / bytes_each, bytes_each, "floor")
+    name = f"copy of {bytes_each:g} bytes a parameter"
+    return Subject(name, build, 2 * half / bytes_each, bytes_each, "floor")
 
 
 COLUMNS = [
@@ -175,54 +188,79 @@ COLUMNS = [
 ]
 READING = (
     "ns/param: median time of a step per parameter, with the middle half of the samples from .. to; rows are timed in "
-    "turn in one run. GB/s: bytes a step must move over its time, beside those of a plain copy; a CPU's copy also "
-    "fetches what it overwrites, so a step in place may pass it. x floor: over our own kernel without noise, which only "
-    "has to wait for memory."
+    "turn in one run. GB/s: bytes a step must move over its time; of copy: beside those that a plain copy moves, read "
+    "and written. A CPU's copy also fetches what it overwrites, so a step in place may pass it. x floor: over our own "
+    "kernel without noise, which only has to wait for memory."
 )
 
 
 def compare(table: Table, subjects: Sequence[Subject], setting: Setting) -> None:
     """Time the subjects and add a row for each.
 
-    Ours and floors are timed together; each peer afterwards on its own with the two that it is compared with, so
-    that peers need not fit into memory side by side and every ratio is of one stretch of time.
+    Ours and floors of a stretch are timed together with the copy; each peer then on its own with the two that it is
+    compared with and the copy, so that peers need not fit into memory side by side. Every ratio, also that to the
+    copy, is of times taken in the same rounds.
     """
-    by_name = {s.name: s for s in subjects}
-    base = {s.name: s for s in subjects if s.role in ("ours", "floor")}
-    calls: dict[str, Call] = {}
+    found: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
-    for subject in base.values():
-        _build(subject, calls, absent)
-    setting.say(table.title)
+    copies = [s for s in subjects if s.name.startswith("copy")]
+    base = [s for s in subjects if s.role in ("ours", "floor") and s not in copies]
+    stretches = list(dict.fromkeys(s.stretch for s in base)) or [""]
+    stretch_of = {s.name: s.stretch for s in base}
+    for stretch in stretches:
+        together = [*(s for s in base if s.stretch == stretch), *copies]
+        calls: dict[str, Call] = {}
+        for subject in together:
+            _build(subject, calls, absent)
+        setting.say(f"{table.key}: {', '.join(filter(None, [stretch, 'ours and floors']))}")
+        _measure(together, calls, found, absent, setting)
+        for peer in (s for s in subjects if s not in together and s not in base):
+            home = stretch_of.get(peer.mine, stretch_of.get(peer.floor, stretches[0]))
+            if home == stretch:
+                setting.say(f"{table.key}: {peer.name}")
+                beside = [s for s in together if s.name in (peer.floor, peer.mine) or s in copies]
+                group = {s.name: calls[s.name] for s in beside if s.name in calls}
+                _build(peer, group, absent)
+                if peer.name in group:
+                    _measure([*beside, peer], group, found, absent, setting)
+                group.clear()
+                release(setting)
+        calls.clear()
+        release(setting)
+    for subject in subjects:
+        if subject.name in found:
+            table.add(subject.name, subject.role, **found[subject.name])
+        else:
+            table.add(subject.name, subject.role, absent.get(subject.name, "no sample was taken"))
+
+
+def _measure(
+    subjects: Sequence[Subject],
+    calls: dict[str, Call],
+    found: dict[str, dict[str, Any]],
+    absent: dict[str, str],
+    setting: Setting,
+) -> None:
+    """Time some subjects in the same rounds; the values of those that have none yet, with their ratios."""
     times, failed = interleave(calls, setting.pace, setting.device)
-    absent |= failed
-    copies = [s for s in subjects if s.name.startswith("copy") and s.name in times]
-    copy = copies[0].bytes * copies[0].per / times[copies[0].name].median if copies else math.nan
-    for name, subject in by_name.items():
-        known = times
-        if name not in base:
-            setting.say(f"{table.title}: {name}")
-            group = {n: calls[n] for n in (subject.floor, subject.mine) if n in times}
-            _build(subject, group, absent)
-            if name in group:
-                known, failed = interleave(group, setting.pace, setting.device)
-                absent |= {n: why for n, why in failed.items() if n == name}
-            group.clear()
-            release(setting)
-        if name not in known:
-            table.add(name, subject.role, absent.get(name, "its neighbours did not run"))
+    each = {s.name: times[s.name].median / s.per for s in subjects if s.name in times}
+    copies = [s.bytes / each[s.name] for s in subjects if s.name.startswith("copy") and s.name in each]
+    for subject in subjects:
+        name = subject.name
+        if name in found or name not in each:
+            if name in failed and name not in found:
+                absent[name] = failed[name]
             continue
-        values: dict[str, Any] = dict(spread(known[name], subject.per))
+        values: dict[str, Any] = dict(spread(times[name], subject.per))
         if subject.bytes:
-            rate = subject.bytes * subject.per / known[name].median
-            values |= {"gbs": rate / 1e9, "share": rate / copy}
+            rate = subject.bytes / each[name]
+            values["gbs"] = rate / 1e9
+            if copies:
+                values["share"] = rate / copies[0]
         for key, other in (("floors", subject.floor), ("gain", subject.mine)):
-            if other in known and other in by_name:
-                values[key] = values["ns"] / (known[other].median / by_name[other].per * 1e9)
-        values = {k: v for k, v in values.items() if not (isinstance(v, float) and math.isnan(v))}
-        table.add(name, subject.role, **values)
-    calls.clear()
-    release(setting)
+            if other in each:
+                values[key] = each[name] / each[other]
+        found[name] = values
 
 
 def _build(subject: Subject, calls: dict[str, Call], absent: dict[str, str]) -> None:
@@ -230,6 +268,17 @@ def _build(subject: Subject, calls: dict[str, Call], absent: dict[str, str]) -> 
         calls[subject.name] = subject.build()
     except Exception as e:  # what cannot run here is a row, not a crash
         absent[subject.name] = reason(e)
+
+
+def cached(work: Work, device: str) -> str:
+    """What to add to a table's reading if its tensors may stay in the cache, where memory's speed is not seen."""
+    size = cache(device)
+    if work.nbytes > 2 * size:
+        return ""
+    return (
+        f" These tensors ({size_text(work.nbytes)}) may stay in the cache ({size_text(size)}): memory's speed "
+        "shows on larger ones."
+    )
 
 
 def release(setting: Setting) -> None:

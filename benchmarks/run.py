@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from ._machine import machine
-from ._table import Report, Table
-from ._timing import Pace
+from ._machine import machine, state
+from ._table import WIDTH, Report, Table, terminal, write_whole
+from ._timing import Pace, reason
 from ._work import Setting
 
 # Question -> its module, which has `tables(setting)`; in the order of "all".
@@ -21,21 +23,31 @@ QUESTIONS = {
     "noise": "noise",
     "memory": "memory",
     "curves": "curves",
+    "host": "host",
     "chain": "chain",
 }
 PACES = {
     "full": Pace(),
-    "quick": Pace(budget=1.0, least=3, most=25),
+    "quick": Pace(budget=1.0, least=5, most=25),
     "tiny": Pace(budget=0.0, least=1, most=1, sample=0.0),
 }
+FAILED = "failed-"  # how the key of a table begins that says why its question was not finished
 
 
 def ask(names: Sequence[str], setting: Setting) -> Iterator[Table]:
-    """The tables of some questions, one at a time."""
+    """The tables of some questions, one at a time; a question that fails is a last table which says so."""
     for name in names:
-        module = import_module(f".{QUESTIONS[name]}", __package__)
-        tables: Callable[[Setting], Iterator[Table]] = module.tables
-        yield from tables(setting)
+        try:
+            module = import_module(f".{QUESTIONS[name]}", __package__)
+            tables: Callable[[Setting], Iterator[Table]] = module.tables
+            for table in tables(setting):
+                table.question = name
+                yield table
+        except Exception as e:
+            traceback.print_exc()
+            failed = Table(FAILED + name, f"{name}: not finished", [], question=name)
+            failed.add(name, absent=reason(e))
+            yield failed
 
 
 def run(
@@ -63,35 +75,71 @@ def run(
 
     setting = Setting(device, tuple(backends), scale, PACES[scale], say)
     report = Report(command, machine(device))
-    print(report.heading() + "\n", flush=True)
+    show(report.heading())
     names = list(QUESTIONS) if question == "all" else [question]
-    for table in ask(names, setting):
-        print(table.text() + "\n", flush=True)
-        report.tables.append(table)
-        report.seconds = time.monotonic() - begin
-        write(report, out, json)
-    for path in written(report, out, json):
-        print(f"wrote {path}")
+    try:
+        for table in ask(names, setting):
+            print(table.text() + "\n", flush=True)
+            report.tables.append(table)
+            report.seconds = time.monotonic() - begin
+            report.machine["after"] = state(device)
+            write(report, out, json)
+    except KeyboardInterrupt:
+        if report.tables:
+            show(f"finished: {', '.join(t.key for t in report.tables)}\n{_wrote(report, out, json)}")
+        raise
+    show("\n".join([*report.warnings(), _wrote(report, out, json)]))
     return report
 
 
-def write(report: Report, out: Path | None, json: Path | None) -> None:
-    """All files of a report as it is now; without matplotlib no pictures."""
-    if json is not None or out is not None:
-        report.write(json or out / "bench.json")  # type: ignore[operator]
+def render(report: Report, *, out: Path | None = None, json: Path | None = None) -> None:
+    """Print an earlier report's tables and write its files, without measuring anything."""
+    show(f"{report.command}\n{report.heading()}")
+    for table in report.tables:
+        print(table.text() + "\n")
+    write(report, out, json, report.tables)
+    show(_wrote(report, out, json))
+
+
+def show(text: str) -> None:
+    """Lines to stdout, folded."""
+    width = min(terminal(), WIDTH)
+    print("\n".join(textwrap.fill(line, width) for line in text.splitlines()) + "\n", flush=True)
+
+
+def failed(report: Report) -> list[str]:
+    """The questions that were not finished."""
+    return [t.question for t in report.tables if t.key.startswith(FAILED)]
+
+
+def write(report: Report, out: Path | None, json: Path | None, fresh: Sequence[Table] | None = None) -> None:
+    """All files of a report as it is now. fresh: tables to draw, by default the last; none without matplotlib."""
+    target = json if json is not None else out / "bench.json" if out is not None else None
+    if target is not None:
+        report.write(target)
     if out is None:
         return
-    (out / "bench.md").write_text(report.markdown())
-    try:
-        from ._plots import draw
+    missing = ""
+    for table in report.tables[-1:] if fresh is None else fresh:
+        try:
+            from ._plots import draw
 
-        draw(report.tables[-1], out / f"{report.tables[-1].key}.png")
-    except ModuleNotFoundError as e:
-        print(f"no picture of {report.tables[-1].key}: {e.name} is not installed", file=sys.stderr)
+            draw(table, out / f"{table.key}.png")
+        except ModuleNotFoundError as e:
+            missing = f"no pictures: {e.name} is not installed"
+    if missing:
+        print(missing, file=sys.stderr)
+    pictures = {t.key for t in report.tables if (out / f"{t.key}.png").exists()}
+    write_whole(out / "bench.md", report.markdown(pictures))
 
 
 def written(report: Report, out: Path | None, json: Path | None) -> list[Path]:
+    """The files of a report that are there: an interrupt may come between them."""
     paths = [json] if json is not None else [out / "bench.json"] if out is not None else []
     if out is not None:
-        paths += [out / "bench.md", *(p for t in report.tables if (p := out / f"{t.key}.png").exists())]
-    return [p for p in paths if p is not None]
+        paths += [out / "bench.md", *(out / f"{t.key}.png" for t in report.tables)]
+    return [p for p in paths if p.exists()]
+
+
+def _wrote(report: Report, out: Path | None, json: Path | None) -> str:
+    return "\n".join(f"wrote {path}" for path in written(report, out, json))

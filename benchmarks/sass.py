@@ -1,8 +1,8 @@
 """What do the GPU kernels compile to? PTX and SASS, a table, and the rules that they keep; no GPU is needed.
 
-    python benchmarks/sass.py [--arch 90] [--only REGEX] [--keep FOLDER]
+    python -m llc_fast.benchmarks.sass [--arch 90] [--only REGEX] [--keep FOLDER]
 
-Exit status 1: a rule is broken. 2: there is no nvcc or cuobjdump.
+Exit status 1: a rule is broken. 2: there is no nvcc or cuobjdump, or no checkout with the sources.
 
 Instructions per element are counted in the main loop: the innermost loop that stores sixteen bytes at a time. Every
 instruction between its first and its backward branch counts once, predicated ones too, except basic blocks that
@@ -23,9 +23,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from _kernels import SOURCES, Instruction, Kernel
+from ._kernels import SOURCES, Instruction, Kernel, Missing, checkout, compiled
 
 MASK = r"LDG\.E\.U8"  # how the bits of a mask are read
 REGISTERS, GRANULE = 65536, 256  # of a multiprocessor; what a warp's are rounded up to
@@ -131,22 +132,27 @@ def broken(kernel: Kernel, arch: str) -> list[str]:
     return [name for name, found in rules.items() if found]
 
 
-def row(kernel: Kernel, arch: str) -> str:
+def per_element(kernel: Kernel) -> float:
+    """Instructions per element of the main loop; NaN if there is none."""
     loop = main_loop(kernel)
     stores = kernel.count(r"STG\.E.*128", loop)
-    each = len(loop) / (kernel.elements or 4 * stores) if stores else float("nan")
+    return len(loop) / (kernel.elements or 4 * stores) if stores else float("nan")
+
+
+def row(kernel: Kernel, arch: str) -> str:
+    loop = main_loop(kernel)
     fields = [
         f"{kernel.name:<64}",
         f"{kernel.registers:>4}",
         f"{occupancy(kernel, arch):>6.0%}",
         f"{kernel.count(r'LDG.E.*128', loop):>6}",
-        f"{stores:>6}",
+        f"{kernel.count(r'STG.E.*128', loop):>6}",
         f"{kernel.count(r'LDL|STL'):>6}",
         f"{len(re.findall(r'fma[.]', kernel.ptx)):>5}",
         f"{kernel.ptx.count('.ftz'):>5}",
         f"{kernel.count('FFMA'):>6}",
         f"{len(loop):>6}",
-        f"{each:>8.2f}",
+        f"{per_element(kernel):>8.2f}",
     ]
     return "".join(fields)
 
@@ -154,31 +160,39 @@ def row(kernel: Kernel, arch: str) -> str:
 HEAD = f"{'kernel':<64} reg  occup  ld128  st128  local  fma  ftz  FFMA   loop  per elem"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="What the GPU kernels compile to, and the rules they keep.")
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m llc_fast.benchmarks.sass",
+        description="What the GPU kernels compile to, and the rules they keep.",
+    )
     parser.add_argument("--arch", default="90", help="compute capability times ten (default: 90)")
     parser.add_argument("--only", default="", help="regular expression for names of kernels")
     parser.add_argument("--keep", type=Path, help="folder for the PTX and SASS of each kernel")
     parser.add_argument("--language", choices=SOURCES, help="only these kernels")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     failures = []
-    for language, source in SOURCES.items():
-        if arguments.language not in (None, language):
-            continue
-        print(f"{language}, sm_{arguments.arch}\n{HEAD}")
-        for kernel in sorted(source(arguments.arch), key=lambda k: k.name):
-            if not re.search(arguments.only, kernel.name):
-                continue
-            print(row(kernel, arguments.arch), flush=True)
-            failures += [f"{kernel.name}: {rule}" for rule in broken(kernel, arguments.arch)]
-            if arguments.keep:
-                stem = arguments.keep / f"{language}_{kernel.name.replace(' ', '_')}"
-                arguments.keep.mkdir(parents=True, exist_ok=True)
-                stem.with_suffix(".ptx").write_text(kernel.ptx)
-                lines = (f"{i.address:#06x} {i.predicate:>5} {i.op} {i.operands}\n" for i in kernel.sass)
-                stem.with_suffix(".sass").write_text("".join(lines))
+    try:
+        checkout()
+        for language in [arguments.language] if arguments.language else SOURCES:
+            print(f"{language}, sm_{arguments.arch}\n{HEAD}", flush=True)
+            for kernel in compiled(language, arguments.arch, arguments.only):
+                print(row(kernel, arguments.arch), flush=True)
+                failures += [f"{kernel.name}: {rule}" for rule in broken(kernel, arguments.arch)]
+                if arguments.keep:
+                    keep(kernel, arguments.keep / f"{language}_{kernel.name.replace(' ', '_')}")
+    except Missing as e:
+        print(f"sass: {e}")
+        return 2
     print("\n".join(failures) if failures else "every rule is kept")
     return 1 if failures else 0
+
+
+def keep(kernel: Kernel, stem: Path) -> None:
+    """Write its PTX and SASS."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".ptx").write_text(kernel.ptx)
+    lines = (f"{i.address:#06x} {i.predicate:>5} {i.op} {i.operands}\n" for i in kernel.sass)
+    stem.with_suffix(".sass").write_text("".join(lines))
 
 
 if __name__ == "__main__":

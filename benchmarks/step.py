@@ -14,13 +14,14 @@ import torch
 from llc_fast.backends import cpu_backend
 
 from . import _peers
-from ._table import Plot, Table
+from ._table import Plot, Table, count
 from ._work import (
     COLUMNS,
     READING,
     Setting,
     Subject,
     Work,
+    cached,
     compare,
     copy_of,
     gpt2_shapes,
@@ -49,15 +50,22 @@ SAMPLER_PEERS = [
     ("devinterp SGMCMC.rmsprop_sgld", partial(_peers.devinterp, method="rmsprop_sgld"), "RMSprop-SGLD fp32"),
     ("posteriors sgmcmc.sghmc", partial(_peers.posteriors, method="sghmc"), "SGHMC fp32"),
 ]
+# Which of these are the same step, and what differs.
+SAMPLERS_READING = (
+    "Each sampler and storage is timed with its floor and the copy in a stretch of its own. Sums: the step's "
+    "statistics, taken in the same pass; devinterp's save_metrics are norms and dot products of the same parts. "
+    "posteriors' SGHMC has our friction and step (its lr is the square root of ours) and a mass of 1; it moves the "
+    "weights before it renews the velocity, ours after."
+)
 
 
 def tables(setting: Setting) -> Iterator[Table]:
     shapes = setting.pick(gpt2_shapes(), gpt2_shapes(3, 384, 16000), gpt2_shapes(1, 16, 64, 8))
     work = {dtype: make(shapes, dtype, setting.device) for dtype in (FP32, BF16, FP16)}
-    size = f"{work[FP32].numel / 1e6:.3g}M parameters in {len(shapes)} tensors"
+    size = f"{count(work[FP32].numel)} parameters in {len(shapes)} tensors"
     yield against_peers(setting, work, size)
     yield samplers(setting, work, size)
-    if not setting.cuda and setting.backend in ("auto", "cpu"):
+    if not setting.cuda and setting.backend.partition(":")[0] in ("auto", "cpu") and cpu_backend.isas():
         yield instruction_sets(setting, work, size)
 
 
@@ -66,7 +74,7 @@ def against_peers(setting: Setting, work: dict[torch.dtype, Work], size: str) ->
         "step",
         f"One SGLD step of {size}: ours and what people use otherwise",
         COLUMNS,
-        READING,
+        READING + cached(work[FP32], setting.device),
         plot=Plot("bars", "ns", "nanoseconds a parameter (logarithmic)", log="x"),
     )
     full = work[FP32]
@@ -91,14 +99,15 @@ def samplers(setting: Setting, work: dict[torch.dtype, Work], size: str) -> Tabl
         "samplers",
         f"One step of {size}: samplers, storages and sums",
         COLUMNS,
-        READING + " Sums: the step's statistics, taken in the same pass.",
-        plot=Plot("bars", "ns", "nanoseconds a parameter"),
+        f"{READING} {SAMPLERS_READING}{cached(work[FP32], setting.device)}",
+        plot=Plot("bars", "ns", "nanoseconds a parameter (logarithmic)", log="x"),
     )
     subjects: dict[str, Subject] = {}
     for name, dtype, storage, options in SAMPLERS:
         floor = "floor: " + name.partition(",")[0]
         quiet = {k: v for k, v in options.items() if k not in ("sums", "noise")}
-        common = {"per": work[dtype].numel, "bytes": traffic(options.get("sampler", "sgld"), storage)}
+        bytes_each = traffic(options.get("sampler", "sgld"), storage)
+        common = {"per": work[dtype].numel, "bytes": bytes_each, "stretch": name.partition(",")[0]}
         run = partial(ours, work[dtype], setting.backend)
         subjects[name] = Subject(name, partial(run, **options), floor=floor, **common)
         subjects.setdefault(

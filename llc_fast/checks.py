@@ -46,6 +46,11 @@ def as_list(name: str, values: object) -> list[Any]:
     return list(values)
 
 
+def check_count(name: str, values: Sequence[object], params: Sequence[Tensor]) -> None:
+    if len(values) != len(params):
+        raise ArgumentError(f"{name} has {len(values)} entries for {len(params)} params: give one each")
+
+
 def check_tensors(name: str, values: Sequence[Tensor]) -> list[Tensor]:
     values = as_list(name, values)
     if not values and name == "params":
@@ -65,6 +70,8 @@ def check_param(i: int | str, p: Tensor) -> None:
         raise ArgumentTypeError(
             f"params[{i}] is {p.dtype}: use float32, bfloat16, float16 or (slowly) float64"
         )
+    if p.is_neg():
+        raise ArgumentError(f"params[{i}] is a negated view of other memory: resolve it (.resolve_neg())")
     if expanded(p):
         raise ArgumentError(
             f"params[{i}] is expanded or overlaps itself: give a tensor with memory of its own"
@@ -89,7 +96,12 @@ def check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
         raise ArgumentTypeError(f"{name} is {t.dtype}, its parameter {p.dtype}: convert it (.to({p.dtype}))")
     if t.device != p.device:
         raise ArgumentError(f"{name} is on {t.device}, its parameter on {p.device}: move it there")
-    return t if t.is_contiguous() else t.detach().contiguous()
+    return straight(t)
+
+
+def straight(t: Tensor) -> Tensor:
+    """The tensor with its elements in memory as they are, one after the other."""
+    return t if t.is_contiguous() and not t.is_neg() else t.detach().resolve_neg().contiguous()
 
 
 def check_remainders(remainders: Sequence[Tensor | None], params: Sequence[Tensor], state: str) -> None:

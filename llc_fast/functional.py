@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -66,6 +68,7 @@ class State(NamedTuple):
         return self.plan.totals()
 
 
+@lru_cache(maxsize=1 << 16)
 def plain_name(name: str) -> str:
     """A parameter's name without the prefixes that torch.compile, FSDP and checkpointing add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -251,8 +254,7 @@ def update(
     gradients = _in_order("grads", grads, state.names, optional=True)
     state = _cooled(state, scalars)
     plan = state.plan
-    same = plan is not None and plan.origin == _origin(state)
-    if plan is None or not same or any(a is not b for a, b in zip(held(plan), moving, strict=True)):
+    if plan is None or plan.origin != _origin(state) or not all(map(is_, held(plan), moving)):
         plan = _plan(state, moving)  # type: ignore[arg-type]
     plan.step(gradients, scalars, state.step)
     return state._replace(step=state.step + 1, plan=plan)
@@ -270,7 +272,7 @@ def _origin(state: State) -> tuple[object, ...]:
     return (
         (state.seed, state.chain, state.tensor_ids, state.tiles, state.backend, state.sampler),
         (state.storage, state.noise, state.sums),
-        tuple(id(t) for t in tensors),
+        tuple(map(id, tensors)),
     )
 
 
@@ -342,6 +344,8 @@ def _in_order(
     name: str, values: Values, names: tuple[str, ...], *, optional: bool = False
 ) -> list[Tensor | None]:
     if isinstance(values, Mapping):
+        if type(values) is dict and len(values) == len(names) and all(map(values.__contains__, names)):
+            return [values[n] for n in names]
         plain = {plain_name(key): value for key, value in values.items()}
         absent = [n for n in names if n not in plain]
         if absent and not optional:

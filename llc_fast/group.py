@@ -36,6 +36,12 @@ def storage_of(p: Tensor, remainder: Tensor | None) -> Storage:
     return {torch.float32: "float32", torch.float16: "float16", torch.float64: "float64"}[p.dtype]  # type: ignore[return-value]
 
 
+class Gradients(list["Tensor | None"]):
+    """The gradients of a step, contiguous; addresses: of each, 0 where there is none, one array while all stay."""
+
+    addresses: npt.NDArray[np.int64]
+
+
 @dataclass
 class Group:
     """Tiles that one launch updates.
@@ -90,15 +96,18 @@ class Group:
             row[SLOT] = self.slots[i] if self.slots else 0
         return table
 
-    def gradient_addresses(self, grads: Sequence[Tensor | None]) -> npt.NDArray[np.int64]:
-        """Address of each tile's first gradient element, 0 where there is none; gradients are contiguous."""
+    def gradient_addresses(self, grads: Gradients) -> npt.NDArray[np.int64]:
+        """Address of each tile's first gradient element, 0 where there is none; one array while all stay."""
+        known: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = self.cache.get("gradients")
+        if known is not None and known[0] is grads.addresses:
+            return known[1]
         if "grad_tensor" not in self.cache:
             size = 4 if self.storage == "float32" else 2
             self.cache["grad_tensor"] = np.array([t.tensor for t in self.tiles], dtype=np.int64)
             self.cache["grad_offset"] = np.array([t.offset * size for t in self.tiles], dtype=np.int64)
-        base = np.array([0 if g is None else g.data_ptr() for g in grads], dtype=np.int64)
-        base = base[self.cache["grad_tensor"]]
+        base = grads.addresses[self.cache["grad_tensor"]]
         address: npt.NDArray[np.int64] = np.where(base == 0, 0, base + self.cache["grad_offset"])
+        self.cache["gradients"] = grads.addresses, address
         return address
 
 
@@ -116,7 +125,7 @@ class Backend(Protocol):
     def refuses(self, device_type: str, storage: Storage, sampler: Sampler) -> str | None:
         """Why it cannot run on such tensors, as the end of a sentence, or None if it can."""
 
-    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def sgld_step(self, group: Group, grads: Gradients, scalars: Scalars, step: int) -> None:
         """One step of every tile, in place; where the group has sums, adds to them."""
 
     def normal(

@@ -23,6 +23,8 @@ class Overflow:
 
     def watch(self) -> None:
         """Look at the tensors as they are now; raises WeightOverflowError for what is known to have overflowed."""
+        if not self.halves:
+            return
         if any(device.type == "cuda" for device in self.halves) and torch.cuda.is_current_stream_capturing():
             return
         waiting = []

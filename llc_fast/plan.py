@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from . import backends
 from .checks import (
     as_list,
     check_buffers,
+    check_count,
     check_like,
     check_noise,
     check_param,
@@ -20,13 +20,14 @@ from .checks import (
     check_tensors,
 )
 from .errors import ArgumentError, ArgumentTypeError
-from .group import Backend, Group, Storage, storage_of
+from .group import Backend, Gradients, Group, Storage, storage_of
 from .noise import chain_key
 from .overflow import Overflow
 from .samplers import find
 from .scalars import Scalars, check_integer, check_stream
+from .steady import GradientCheck, Still
 from .sums import COLUMNS, INDEX
-from .tiles import check_memory, check_tiles, locate, spans, touches, whole
+from .tiles import check_memory, check_tiles, locate, whole
 from .types import Tile
 
 
@@ -115,28 +116,28 @@ class Plan:
         for name, tensors in kept:
             written += [(f"{name}[{i}]", r) for i, r in enumerate(tensors) if r is not None]
         check_memory(written, read)
-        self._written, self._spans = written, spans([t for _, t in written])
-        self._sizes = np.array([p.nbytes for p in self.params], dtype=np.uint64)
         self.chains = sorted({self.chain if t.chain is None else t.chain for t in self.tiles})
         self._check_thermostat()
         self.groups = self._group()
-        self._stamp = self._now()
+        beside = [t for _, t in written[len(self.params) :]]
+        self._gradients = GradientCheck(self.params, written)
+        self._still = Still(self.params, beside, self.anchors or [])
 
     def step(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
         """One update with the given gradients; raises before anything is written."""
         self.run(self.check(grads, scalars), scalars, step)
 
-    def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> list[Tensor | None]:
+    def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> Gradients:
         """The gradients as `run` takes them; raises if the step cannot be made."""
-        if self._now() != self._stamp:  # a tensor was moved or changed, as by p.data = ...
+        if not self._still.holds(self.params):  # a tensor was moved or changed, as by p.data = ...
             self._place()
         if (scalars.needs_anchor or self.sums) and self.anchors is None:
             raise ArgumentError(
                 "anchors is None: localization, box, sums and SGNHT need them, give copies of the weights"
             )
-        return self._check_grads(grads)
+        return self._gradients.check(grads)
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def run(self, grads: Gradients, scalars: Scalars, step: int) -> None:
         """One update with what `check` has returned since the last one."""
         with torch.no_grad():
             for backend, group in self.groups:
@@ -157,10 +158,10 @@ class Plan:
 
     def _count(self, group: Group) -> None:
         """Tell autograd what was written."""
-        written = []
-        for i in {tile.tensor for tile in group.tiles}:
-            written += [self.params[i], self.remainders[i], self.buffers[i]]
-        torch.autograd.graph.increment_version([t for t in written if t is not None and not t.is_inference()])
+        moved, beside = self._moved[id(group)]
+        params = self.params
+        every = len(moved) == len(params)
+        torch.autograd.graph.increment_version((params if every else [params[i] for i in moved]) + beside)
 
     def totals(self) -> Tensor:
         """The sums of the last step by parameter, fp64 (params, 24), on the first parameter's device."""
@@ -196,11 +197,6 @@ class Plan:
         """What runs the step, one name a device and dtype."""
         return sorted({backend.name for backend, _ in self.groups})
 
-    def _now(self) -> list[object]:
-        stamp: list[object] = [(p.data_ptr(), p.shape, p.stride(), p.dtype) for p in self.params]
-        stamp += [r.data_ptr() for r in (*self.remainders, *self.buffers) if r is not None]
-        return stamp + ([] if self.anchors is None else [a.data_ptr() for a in self.anchors])
-
     def _group(self) -> list[tuple[Backend, Group]]:
         kinds: dict[tuple[torch.device, Storage], list[Tile]] = {}
         for tile in self.tiles:
@@ -210,6 +206,9 @@ class Plan:
         self._slots: dict[int, list[tuple[int, int]]] = {}  # (tensor, chain) of each row of a group's sums
         self._rows: dict[int, Tensor] = {}  # these tensors
         self._owners: dict[int, Tensor] = {}  # and the places of these chains
+        self._moved: dict[
+            int, tuple[list[int], list[Tensor]]
+        ] = {}  # what a group's step writes, for autograd
         groups = []
         for (device, storage), tiles in kinds.items():
             chains = [self.chain if t.chain is None else t.chain for t in tiles]
@@ -237,6 +236,12 @@ class Plan:
             if self.thermostat is not None:
                 entries = self.thermostat.view(-1)
                 group.xi = [entries[self.chains.index(chain)] for chain in chains]
+            moved = sorted({tile.tensor for tile in tiles})
+            beside = [t[i] for i in moved for t in (self.remainders, self.buffers)]
+            self._moved[id(group)] = (
+                [i for i in moved if not self.params[i].is_inference()],
+                [t for t in beside if t is not None and not t.is_inference()],
+            )
             self._slots[id(group)] = slots
             self._rows[id(group)] = torch.tensor([tensor for tensor, _ in slots], device=device)
             self._owners[id(group)] = torch.tensor(
@@ -252,19 +257,7 @@ class Plan:
         return groups
 
     def _same_count(self, name: str, values: Sequence[object]) -> None:
-        if len(values) != len(self.params):
-            raise ArgumentError(
-                f"{name} has {len(values)} entries for {len(self.params)} params: give one each"
-            )
-
-    def _check_grads(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        values: list[Tensor | None] = as_list("grads", grads)
-        self._same_count("grads", values)
-        pairs = zip(values, self.params, strict=True)
-        values = [None if g is None else check_like(f"grads[{i}]", g, p) for i, (g, p) in enumerate(pairs)]
-        if touches(self._spans, values, self._sizes):
-            check_memory(self._written, [(f"grads[{i}]", g) for i, g in enumerate(values) if g is not None])
-        return values
+        check_count(name, values, self.params)
 
     def _check_thermostat(self) -> None:
         t = self.thermostat

@@ -6,13 +6,15 @@ import math
 import numbers
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 from .errors import ArgumentError, ArgumentTypeError
 
 WEIGHT_DECAY, LOCALIZATION, NOISE, BOX = 1, 2, 4, 8  # terms of a step, as kernels take them
-_LAYOUT = struct.Struct("<13I12x")
+_STEP, _REST = struct.Struct("<I"), struct.Struct("<12I12x")
 _SMALLEST_NORMAL = 2.0**-126
 MAX_STEP = 2**32 - 1
+SCALARS = 64  # bytes of the kernels' struct, whose first word is the step number
 
 
 def check_scalar(name: str, value: object, *, minimum: float = 0.0) -> float:
@@ -34,6 +36,8 @@ def check_scalar(name: str, value: object, *, minimum: float = 0.0) -> float:
 
 def check_integer(name: str, value: object, *, minimum: int = 0, maximum: int | None = None) -> int:
     """`value` as an int within bounds, or an error that names the argument."""
+    if type(value) is int and minimum <= value and (maximum is None or value <= maximum):
+        return value  # what nearly all are, without asking for their abstract base class
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ArgumentTypeError(f"{name} is {value!r}: give an integer")
     number = int(value)
@@ -154,7 +158,7 @@ class Scalars:
         """1 - alpha."""
         return 1.0 - self.alpha
 
-    @property
+    @cached_property
     def terms(self) -> int:
         """Bit set of the terms that are present."""
         noise = self.c2 if self.friction is None else self.c3
@@ -165,15 +169,19 @@ class Scalars:
             | (BOX if self.box is not None else 0)
         )
 
-    @property
+    @cached_property
     def needs_anchor(self) -> bool:
         return bool(self.terms & (LOCALIZATION | BOX))
 
     def pack(self, step: int) -> bytes:
         """The kernels' struct: sixteen 32-bit words."""
+        return _STEP.pack(step) + self._rest
+
+    @cached_property
+    def _rest(self) -> bytes:
+        """The struct without its first word."""
         box = 0.0 if self.box is None else self.box
-        return _LAYOUT.pack(
-            step,
+        return _REST.pack(
             _bits(self.nbeta),
             _bits(self.weight_decay),
             _bits(self.localization),

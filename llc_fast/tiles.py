@@ -104,8 +104,10 @@ def check_tiles(tiles: Sequence[Tile], params: Sequence[Tensor]) -> list[Tile]:
             n = tile.numel
             tile = Tile(tile.tensor, 1, n, tile.offset, n, tile.start, n, tile.chain)
         kept.append(tile)
-    for tensor in {tile.tensor for tile in kept}:
-        mine = [tile for tile in kept if tile.tensor == tensor]
+    by_tensor: dict[int, list[Tile]] = {}
+    for tile in kept:
+        by_tensor.setdefault(tile.tensor, []).append(tile)
+    for tensor, mine in by_tensor.items():
         if not _disjoint(mine, params[tensor].numel()):
             raise ArgumentError(f"tiles of params[{tensor}] overlap: an element would be updated twice")
     return kept
@@ -156,8 +158,8 @@ def _disjoint(tiles: list[Tile], numel: int) -> bool:
 
 def extent(t: Tensor) -> tuple[int, int]:
     """First and one-past-last byte address that a tensor touches."""
-    if t.numel() == 0:
-        return t.data_ptr(), t.data_ptr()
+    if t.is_contiguous():  # an empty one is, too
+        return t.data_ptr(), t.data_ptr() + t.nbytes
     span = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
     return t.data_ptr(), t.data_ptr() + span * t.element_size()
 
@@ -191,10 +193,9 @@ def spans(tensors: Sequence[Tensor]) -> npt.NDArray[np.uint64]:
 
 
 def touches(
-    ranges: npt.NDArray[np.uint64], tensors: Sequence[Tensor | None], sizes: npt.NDArray[np.uint64]
+    ranges: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]
 ) -> bool:
-    """Whether a contiguous tensor of so many bytes reaches into one of the ranges that `spans` gave."""
-    low = np.array([0 if t is None else t.data_ptr() for t in tensors], dtype=np.uint64)
+    """Whether bytes from these addresses on, so many each, reach into one of the ranges that `spans` gave."""
     at = np.searchsorted(ranges[1], low, side="right")  # the first range that ends behind its start
     inside = at < ranges.shape[1]
     return bool(np.any(ranges[0][at[inside]] < (low + sizes)[inside]))
@@ -219,6 +220,8 @@ def _share(a: tuple[int, int, str, Tensor, bool], b: tuple[int, int, str, Tensor
 
 def expanded(t: Tensor) -> bool:
     """Whether several elements of the tensor are one in memory."""
+    if t.is_contiguous():
+        return False
     order = sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1)
     reach = 0
     for stride, n in order:

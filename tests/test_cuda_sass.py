@@ -1,39 +1,55 @@
-"""What the compiled GPU kernels may hold, and that benchmarks/sass.py finds what they may not."""
+"""What the compiled GPU kernels may hold, and that `llc_fast.benchmarks.sass` finds what they may not."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from compiled import kernels
+
+from llc_fast.benchmarks import _kernels, sass
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-import sass  # noqa: E402
-from _kernels import STORAGES  # noqa: E402
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("language", sass.SOURCES)
-def test_compiled_kernels_keep_the_rules(language: str):
-    if language == "cuda" and shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc")
-    if language == "triton":
-        pytest.importorskip("triton")
-    script = str(ROOT / "benchmarks" / "sass.py")
-    run = subprocess.run([sys.executable, script, "--language", language], capture_output=True, text=True)
-    if run.returncode == 2:
-        pytest.skip(run.stdout)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("sgld_step float32") == run.stdout.count("sgld_step split") == 16
+@pytest.mark.parametrize("language", ["cuda", pytest.param("triton", marks=pytest.mark.slow)])
+def test_compiled_kernels_keep_the_rules(
+    language: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = kernels(tmp_path_factory, language)
+    monkeypatch.setattr(sass, "compiled", lambda *_: found)
+    status = sass.main(["--language", language])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert out.count("sgld_step float32") == out.count("sgld_step split") == 16
     if language == "cuda":  # each sampler and storage, with sums and without
         samplers = re.findall(r"X\((\w+)\)", (ROOT / "csrc" / "include" / "llcf_samplers.h").read_text())
-        names = [f"any {s} {t}{sums}" for s in samplers for t in STORAGES for sums in (" sums ", "  ")]
+        names = [
+            f"any {s} {t}{sums}" for s in samplers for t in _kernels.STORAGES for sums in (" sums ", "  ")
+        ]
         assert len(names) >= 24
-        assert all(run.stdout.count(f"\n{name}") == 1 for name in names)
+        assert all(out.count(f"\n{name}") == 1 for name in names)
+
+
+def test_a_broken_rule_is_an_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sass, "compiled", lambda *_: [kernel("LDL R3, [R1]", *LOOP)])
+    assert sass.main(["--language", "cuda"]) == 1
+    assert capsys.readouterr().out.endswith("k: local memory\n")
+
+
+def test_an_installed_package_asks_for_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_kernels, "CUDA", tmp_path)
+    assert sass.main([]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "needs a checkout" in line
 
 
 def kernel(
@@ -45,9 +61,9 @@ def kernel(
 ):
     code = [line.split(maxsplit=1) for line in lines]
     instructions = [
-        sass.Instruction(16 * i, "", op, "".join(operands)) for i, (op, *operands) in enumerate(code)
+        _kernels.Instruction(16 * i, "", op, "".join(operands)) for i, (op, *operands) in enumerate(code)
     ]
-    return sass.Kernel("k", ptx, instructions, registers, 0, 256, step, told=told)
+    return _kernels.Kernel("k", ptx, instructions, registers, 0, 256, step, told=told)
 
 
 LOOP = ("LDG.E.128 R4, [R2.64]", "FMUL R4, R4, R5", "STG.E.128 [R2.64], R4", "BRA 0x0")

@@ -25,6 +25,7 @@ LAYERS = [
     {"masks"},
     {"group"},
     {"backends", "checks"},
+    {"steady"},
     {"plan"},
     {"shard"},
     {"once"},

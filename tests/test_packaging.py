@@ -82,7 +82,10 @@ def test_wheel_without_cuda_imports_and_runs(source: Path, tmp_path: Path) -> No
     names = zipfile.ZipFile(built).namelist()
     assert "llc_fast/py.typed" in names
     assert "llc_fast/_cpu.pyi" in names
-    assert "llc_fast/kernels/sgld_step.py" in names
+    assert {"llc_fast/kernels/sgld_step.py", "llc_fast/benchmarks/run.py"} <= set(names)
+    kinds = {Path(n).suffix for n in names if n.startswith("llc_fast/benchmarks/")}
+    assert kinds == {".py", ".json"}  # no scripts of a checkout
+    assert not [n for n in names if n.startswith("llc_fast/benchmarks/results")]
     assert not [
         n
         for n in names

@@ -151,9 +151,9 @@ def test_shared_memory_is_found_exactly():
                 check_memory(written, read)
         check_memory([], [("t", t), ("u", u)])
         size = np.array([u.nbytes], dtype=np.uint64)
-        assert touches(spans([t]), [u], size) or not (shared and u.is_contiguous())
-        assert not touches(spans([t]), [u.clone()], size)
-        assert not touches(spans([t]), [None], size)
+        assert touches(spans([t]), addresses(u), size) or not (shared and u.is_contiguous())
+        assert not touches(spans([t]), addresses(u.clone()), size)
+        assert not touches(spans([t]), np.zeros(1, dtype=np.uint64), size)
     assert outcomes == {True, False}
 
 
@@ -165,7 +165,11 @@ def test_touching_ranges_are_found():
         for high in range(low + 1, min(low + 30, 100)):
             inside = (low < 30 and high > 10) or (low < 50 and high > 40)
             sizes = np.array([20, 4 * (high - low)], dtype=np.uint64)
-            assert touches(ranges, [base[:5], base[low:high]], sizes) == inside
+            assert touches(ranges, addresses(base[:5], base[low:high]), sizes) == inside
+
+
+def addresses(*tensors: torch.Tensor) -> np.ndarray:
+    return np.array([t.data_ptr() for t in tensors], dtype=np.uint64)
 
 
 def test_expanded_is_true_where_elements_share_memory():

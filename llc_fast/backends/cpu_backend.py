@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..errors import BackendError
-from ..group import STORAGE_CODES, Backend, Group, Storage
+from ..group import STORAGE_CODES, Backend, Gradients, Group, Storage
 from ..noise import KINDS
 from ..samplers import Sampler
-from ..scalars import Scalars
+from ..scalars import SCALARS, Scalars
 
 try:
     from .. import _cpu
@@ -36,20 +36,20 @@ class Cpu:
             return f"has no {sampler.name} step: use backend='reference', or add it to llcf_samplers.h"
         return None
 
-    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
-        if "cpu" not in group.cache:
-            group.cache["cpu"] = group.rows()
-        rows = group.cache["cpu"]
+    def sgld_step(self, group: Group, grads: Gradients, scalars: Scalars, step: int) -> None:
+        call: _Call | None = group.cache.get("cpu")
+        if call is None:
+            call = group.cache["cpu"] = _Call(group)
         addresses = group.gradient_addresses(grads)
-        packed = np.frombuffer(scalars.pack(step), dtype=np.uint32)
+        if addresses is not call.addresses:
+            call.addresses, call.at = addresses, addresses.ctypes.data
+        call.scalars[:] = scalars.pack(step)
         _cpu.sgld_step(
-            rows.ctypes.data,
-            addresses.ctypes.data,
-            len(rows),
-            packed.ctypes.data,
-            codes()[group.sampler.kernel],
-            STORAGE_CODES[group.storage],
-            KINDS.index(group.noise),
+            call.rows_at,
+            call.at,
+            call.tiles,
+            call.scalars_at,
+            *call.kind,
             scalars.terms,
             0 if group.sums is None else group.sums.data_ptr(),
             torch.get_num_threads(),
@@ -72,6 +72,19 @@ class Cpu:
         _cpu.normal(
             out.data_ptr(), start, out.numel(), code, packed, step, tensor_id, domain, threads, self.isa
         )
+
+
+class _Call:
+    """What a group's steps have in common: the table, where it is, and the buffer of the scalars."""
+
+    def __init__(self, group: Group) -> None:
+        self.rows = group.rows()
+        self.rows_at, self.tiles = self.rows.ctypes.data, len(self.rows)
+        buffer = np.zeros(SCALARS, dtype=np.uint8)
+        self.scalars, self.scalars_at = buffer.data, buffer.ctypes.data
+        self.kind = codes()[group.sampler.kernel], STORAGE_CODES[group.storage], KINDS.index(group.noise)
+        self.addresses: npt.NDArray[np.int64] | None = None
+        self.at = 0
 
 
 @cache

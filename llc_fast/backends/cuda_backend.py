@@ -12,7 +12,6 @@ no noise comes twice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError
-from ..group import MASK, SLOT, STORAGE_CODES, Backend, Group, Storage
+from ..group import MASK, SLOT, STORAGE_CODES, Backend, Gradients, Group, Storage
 from ..noise import KINDS
 from ..samplers import Sampler
-from ..scalars import MAX_STEP, Scalars
+from ..scalars import MAX_STEP, SCALARS, Scalars
 from ..sums import COLUMNS
 
 try:
@@ -34,7 +33,6 @@ except ImportError as e:
     _why = str(e)
 
 SLOTS = 8  # steps that the host may be ahead of the device before it waits
-SCALARS = 64  # bytes of the scalars' struct, whose first word is the step number
 
 
 class Cuda:
@@ -52,7 +50,7 @@ class Cuda:
             return f"has no {sampler.name} step: use backend='reference', or add it to llcf_samplers.h"
         return None
 
-    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def sgld_step(self, group: Group, grads: Gradients, scalars: Scalars, step: int) -> None:
         device = _index(group.device)
         addresses = group.gradient_addresses(grads)
         with self._locks.setdefault(device, threading.Lock()), torch.cuda.device(device):
@@ -128,6 +126,7 @@ class _Launch:
         with torch.inference_mode(False):  # later steps may be outside of it
             self.table = torch.from_numpy(np.frombuffer(table, dtype=np.uint8)).to(group.device)
             self.inputs = torch.empty(size, dtype=torch.uint8, device=group.device)
+            self.scalars = self.inputs[:SCALARS]
             partials = (self.chunks if summed else 0, COLUMNS)
             self.partials = torch.empty(partials, dtype=torch.float32, device=group.device)
         self.ring: list[tuple[Tensor, torch.cuda.Event]] = []  # the oldest one first
@@ -149,7 +148,7 @@ class _Launch:
             self.stream = stream
         packed = scalars.pack(step)
         self._upload(addresses, packed)
-        self._start(scalars.terms)
+        self._start(scalars.terms, stream)
         self.last, self.step = packed, step
 
     def capture(self, addresses: npt.NDArray[np.int64], scalars: Scalars, step: int) -> None:
@@ -157,7 +156,7 @@ class _Launch:
         why = None
         if scalars.pack(step)[4:] != self.last[4:]:
             why = "its settings differ from those of the step before it"
-        elif not np.array_equal(addresses, self.addresses if self.addresses is not None else ()):
+        elif not self._placed(addresses):
             why = "its gradients are elsewhere in memory than those of the step before it"
         elif step > self.step + 1 or (step <= self.step and not self.captured):
             why = f"step {step} does not follow step {self.step}"
@@ -165,7 +164,7 @@ class _Launch:
             raise BackendError(_CAPTURE.format(why=why))
         stream = torch.cuda.current_stream(self.device)
         _cuda.advance_step(self.device, stream.cuda_stream, self.inputs.data_ptr())
-        self._start(scalars.terms)
+        self._start(scalars.terms, stream)
         self.step, self.captured = self.step + 1, True
 
     def device_step(self) -> int:
@@ -176,15 +175,21 @@ class _Launch:
         torch.cuda.synchronize(self.device)  # a graph may run on any stream
         return int.from_bytes(self.inputs[:4].cpu().numpy().tobytes(), "little")
 
-    def _start(self, terms: int) -> None:
+    def _placed(self, addresses: npt.NDArray[np.int64]) -> bool:
+        """Whether the device has these addresses."""
+        known = self.addresses
+        return known is addresses or (known is not None and np.array_equal(addresses, known))
+
+    def _start(self, terms: int, stream: torch.cuda.Stream) -> None:
+        inputs = self.inputs.data_ptr()
         _cuda.sgld_step(
             self.device,
-            torch.cuda.current_stream(self.device).cuda_stream,
+            stream.cuda_stream,
             self.table.data_ptr(),
             self.tiles,
             self.chunks,
-            self.inputs.data_ptr() + SCALARS,
-            self.inputs.data_ptr(),
+            inputs + SCALARS,
+            inputs,
             *self.kind,
             terms,
             self.masked,
@@ -200,13 +205,15 @@ class _Launch:
             copied.synchronize()  # returns at once, unless the host is SLOTS steps ahead of the device
         else:
             host, copied = _pinned(self.inputs.numel()), torch.cuda.Event()
-        view, size = host.numpy(), SCALARS
+        view = host.numpy()
         view[:SCALARS] = np.frombuffer(packed, dtype=np.uint8)
-        if self.addresses is None or not np.array_equal(addresses, self.addresses):
+        if self._placed(addresses):
+            self.scalars.copy_(host[:SCALARS], non_blocking=True)
+        else:
             ordered = addresses if self.order is None else addresses[self.order]
             view[SCALARS:] = ordered.view(np.uint8)
-            self.addresses, size = addresses, len(view)
-        self.inputs[:size].copy_(host[:size], non_blocking=True)
+            self.inputs.copy_(host, non_blocking=True)
+            self.addresses = addresses
         copied.record(self.stream)
         self.ring.append((host, copied))
 

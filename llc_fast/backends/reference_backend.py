@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .. import noise, reference
 from ..errors import BackendError
-from ..group import Backend, Group, Storage
+from ..group import Backend, Gradients, Group, Storage
 from ..samplers import Sampler
 from ..scalars import Scalars
 from ..tiles import unpack, view
@@ -22,7 +20,7 @@ class Reference:
     def refuses(self, device_type: str, storage: Storage, sampler: Sampler) -> str | None:
         return None
 
-    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def sgld_step(self, group: Group, grads: Gradients, scalars: Scalars, step: int) -> None:
         for n, (whole, key) in enumerate(zip(group.tiles, group.keys, strict=True)):
             i = whole.tensor
             xi = (scalars.friction or 0.0) if group.xi is None else float(group.xi[n])

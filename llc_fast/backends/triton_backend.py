@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from ..group import (
     W0_STRIDE,
     W_STRIDE,
     Backend,
+    Gradients,
     Group,
     Storage,
     W,
@@ -166,7 +166,7 @@ class Triton:
             )
         return None
 
-    def sgld_step(self, group: Group, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def sgld_step(self, group: Group, grads: Gradients, scalars: Scalars, step: int) -> None:
         from ..kernels import launch as config
         from ..kernels.sgld_step import sgld_step
 
@@ -175,7 +175,7 @@ class Triton:
         launch: Launch | None = group.cache.get("triton")
         if launch is None:
             launch = group.cache["triton"] = prepare(group, addresses, sizes["VECTORS"])
-        elif not np.array_equal(addresses, launch.addresses):
+        elif addresses is not launch.addresses and not np.array_equal(addresses, launch.addresses):
             launch.addresses, launch.grads = addresses, _upload(addresses, group.device)
         packed = np.frombuffer(scalars.pack(step), dtype=np.int32).copy()
         with _on(group.device):

@@ -40,13 +40,23 @@ class State(StrEnum):
     rounded = "sr"
 
 
+class Question(StrEnum):
+    step = "step"
+    noise = "noise"
+    memory = "memory"
+    curves = "curves"
+    host = "host"
+    chain = "chain"
+    all = "all"
+
+
 @contextmanager
-def _guarded() -> Iterator[None]:
+def _guarded(interrupted: str = "interrupted: nothing was written") -> Iterator[None]:
     """Errors as one message and exit code 2; Ctrl-C as 130."""
     try:
         yield
     except KeyboardInterrupt:
-        _say("interrupted: nothing was written")
+        _say(interrupted)
         raise typer.Exit(130) from None
     except LlcFastError as e:
         _say(f"error: {e}")
@@ -229,3 +239,60 @@ def info(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False)
         from .info import show
 
         show(as_json=json)
+
+
+@app.command()
+def bench(
+    question: Annotated[
+        Question | None,
+        typer.Argument(
+            help="One step, its noise, its memory, how its time grows, a whole chain. (default: all)",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes, in minutes.")] = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The JSON there. (default: bench.json in --out)")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for bench.json, bench.md and pictures.")
+    ] = Path("bench_out"),
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ... (default: auto)", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. (default: PyTorch's)", show_default=False)
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Ours; once for each. (default: auto; see: llc-fast info)",
+            show_default=False,
+        ),
+    ] = None,
+    earlier: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show an earlier JSON; measure nothing.")
+    ] = None,
+) -> None:
+    """Time the sampler beside what people use otherwise and what the hardware allows, on this machine.
+
+    Prints tables as they come and keeps them in DIR. Peers come with the extra "bench"; one that is missing is a row
+    that says so.
+    Exit code: 0 done; 1 some question was not finished; 2 an error, nothing measured; 130 interrupted, with the
+    tables that were finished kept.
+    """
+    with _guarded("interrupted"):
+        from .bench import run
+
+        code = run(
+            question and question.value,
+            quick=quick,
+            json=json,
+            out=out,
+            device=device,
+            threads=threads,
+            names=backend or [],
+            earlier=earlier,
+        )
+    raise typer.Exit(code)

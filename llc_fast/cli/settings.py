@@ -86,21 +86,24 @@ class Settings:
         return self
 
     def torch_device(self) -> torch.device:
-        """The device meant; "auto" is the first GPU if there is one."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as e:
-            raise ArgumentError(f"device is {self.device!r}: give auto, cpu, cuda or cuda:N") from e
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ArgumentError(
-                f"device is {self.device!r}: {torch.cuda.device_count()} CUDA devices are here"
-            )
-        if device.type not in ("cpu", "cuda"):
-            raise ArgumentError(f"device is {self.device!r}: give auto, cpu, cuda or cuda:N")
-        return device
+        """The device meant."""
+        return torch_device(self.device)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that `--device` means; "auto" is the first GPU if there is one. Raises ArgumentError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ArgumentError(f"device is {name!r}: give auto, cpu, cuda or cuda:N") from e
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ArgumentError(f"device is {name!r}: {torch.cuda.device_count()} CUDA devices are here")
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device is {name!r}: give auto, cpu, cuda or cuda:N")
+    return device

@@ -24,6 +24,7 @@ from ..sums import COLUMNS
 from ..tiles import check_memory, pack
 from ..types import Box, Selection
 from .chosen import chosen_boxes, given_masks, moving_tiles, tensor_ids
+from .memo import Memo
 from .saved import FORMAT, SAME, guarded
 from .sketches import Sketches
 
@@ -53,7 +54,7 @@ class Langevin(torch.optim.Optimizer):
         defaults |= {"seed": seed, "chain": chain, "step": 0, "format": FORMAT}
         defaults |= {"state": check_state(state), "noise": check_noise(noise)}
         defaults["component"] = selection.component if isinstance(selection, Selection) else None
-        self._scalars(defaults)
+        self._checked(defaults, self._own(defaults))
         self._backend = backends.check_name(backend)
         if backend != "auto":
             backends.load(backend)
@@ -95,6 +96,7 @@ class Langevin(torch.optim.Optimizer):
         """Forget what is rebuilt where missing."""
         self._plans: dict[int, tuple[tuple[object, ...], Plan]] = {}
         self._last: dict[int, tuple[Plan, Scalars]] = {}
+        self._memo = Memo()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters, with the weights they have now as their anchors; `mask` as for the constructor."""
@@ -199,22 +201,22 @@ class Langevin(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._follow()
-        ids = tensor_ids(self.param_groups, self._selection)
+        ids = self._memo.ids(self.param_groups, lambda: tensor_ids(self.param_groups, self._selection))
         work = []
         seed = None if noise_generator is None else _seed_from(noise_generator)
-        for index, group in enumerate(self.param_groups):  # all groups are checked before one is written
-            scalars = self._scalars(group)
-            self._cool(group, scalars)
+        numbers = []
+        for group in self.param_groups:  # all groups are checked before one is written
+            numbers.append(self._scalars(group))
+            self._cool(group, numbers[-1])
             if group["step"] > MAX_STEP:
                 raise ArgumentError(
                     f"step is {group['step']}: a chain has at most 2^32 updates, start another"
                 )
-            moving = [(p, i) for p, i in zip(group["params"], ids[index], strict=True) if p.requires_grad]
-            if self._selection is not None:
-                moving = [(p, i) for p, i in moving if p in self._chosen]
-            if moving:
-                plan = self._plan(index, group, moving, seed)
-                grads = plan.check([p.grad for p, _ in moving], scalars)
+        self._memo.look(self.state)
+        for index, (group, scalars) in enumerate(zip(self.param_groups, numbers, strict=True)):
+            moving, plan = self._moving(index, group, ids[index], seed)
+            if plan is not None:
+                grads = plan.check([p.grad for p in moving], scalars)
                 work.append((index, plan, grads, scalars, group["step"]))
         if self._sketches is not None:
             self._sketches.take([(plan, grads, scalars, step) for _, plan, grads, scalars, step in work])
@@ -277,10 +279,14 @@ class Langevin(torch.optim.Optimizer):
 
     def _scalars(self, group: Mapping[str, Any]) -> Scalars:
         """The group's numbers, checked."""
+        names = self._own(group)
+        every = ("sampler", "seed", "chain", "bounding_box_size", *SCALARS, *names)
+        return self._memo.scalars(group, every, lambda: self._checked(group, names))
+
+    def _checked(self, group: Mapping[str, Any], names: tuple[str, ...]) -> Scalars:
         if "nbeta" not in group:
             raise ArgumentTypeError("nbeta is missing: give it, there is no default")
         check_stream(seed=group["seed"], chain=group["chain"])
-        names = self._own(group)
         own = dict(zip(find(group["sampler"]).settings, (group[name] for name in names), strict=True))
         if "friction" in own:
             own["friction_name"] = names[0]
@@ -291,11 +297,28 @@ class Langevin(torch.optim.Optimizer):
             box_name="bounding_box_size",
         )
 
-    def _plan(
-        self, index: int, group: dict[str, Any], moving: list[tuple[Tensor, int]], seed: int | None
-    ) -> Plan:
-        states = [self.state[p] for p, _ in moving]
+    def _moving(
+        self, index: int, group: dict[str, Any], ids: list[int], seed: int | None
+    ) -> tuple[list[Tensor], Plan | None]:
+        """The parameters of a group that move, and their plan; None if there are none."""
         seed = group["seed"] if seed is None else seed
+        settings = group["chain"], group["noise"], group["state"], group["sampler"], self.save_metrics
+        chosen = seed, *settings, ids
+        known = self._memo.known_plan(index, chosen, group["params"])
+        if known is not None:
+            return known
+        moving = [(p, i) for p, i in zip(group["params"], ids, strict=True) if p.requires_grad]
+        if self._selection is not None:
+            moving = [(p, i) for p, i in moving if p in self._chosen]
+        params = [p for p, _ in moving]
+        if not moving:
+            return params, None
+        plan = self._plan(index, group, moving, seed)
+        self._memo.keep_plan(index, chosen, group["params"], params, plan)
+        return params, plan
+
+    def _plan(self, index: int, group: dict[str, Any], moving: list[tuple[Tensor, int]], seed: int) -> Plan:
+        states = [self.state[p] for p, _ in moving]
         tensors = [t for (p, _), s in zip(moving, states, strict=True) for t in (p, *s.values())]
         chosen = seed, group["chain"], group["noise"], group["state"], group["sampler"], self.save_metrics
         stamp = (*chosen, *(i for _, i in moving), *(id(t) for t in tensors))

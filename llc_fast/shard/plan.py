@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backends
 from ..checks import as_list
 from ..errors import ArgumentError
-from ..group import storage_of
+from ..group import Gradients, storage_of
 from ..plan import Plan
 from ..scalars import Scalars
 from ..sums import INDEX
@@ -80,7 +80,7 @@ class ShardedPlan(Plan):
         me = weakref.ref(self)  # a method of its own would keep the plan alive
         self.reduce = lambda sums: me()._over_ranks(sums)  # type: ignore[union-attr]
 
-    def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> list[Tensor | None]:
+    def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> Gradients:
         self.guard.check()
         for i, p in enumerate(self.held):  # FSDP may have moved it since
             self.params[i] = local(p)
@@ -89,7 +89,7 @@ class ShardedPlan(Plan):
         pairs = enumerate(zip(values, self.held, strict=True))
         return super().check([gradient(f"grads[{i}]", g, p) for i, (g, p) in pairs], scalars)
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
+    def run(self, grads: Gradients, scalars: Scalars, step: int) -> None:
         super().run(grads, scalars, step)
         moved = {tile.tensor for tile in self.tiles}
         torch.autograd.graph.increment_version([self.held[i] for i in moved if is_dtensor(self.held[i])])
