@@ -35,9 +35,9 @@ def words(low, high, step, tensor_id, k0, k1):
 def gaussian(a, c):
     """Two normals from two words: Box-Muller on an eighth of the circle; every product and sum is rounded."""
     m = (a >> 2).to(tl.int32).to(tl.float32) + 0.5
-    ix = m.to(tl.int32, bitcast=True) - (0x3F3504F3 + (30 << 23))
-    k = (ix >> 23).to(tl.float32)
-    f = ((ix & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    bits = m.to(tl.int32, bitcast=True) - (30 << 23)
+    k = (bits - 0x3F3504F3) & ~0x7FFFFF  # 2^23 times the exponent, which a float holds
+    f = (bits - k).to(tl.float32, bitcast=True) - 1.0
     q = f * 0.2016475796699524 + -0.3236100375652313
     q = q * f + 0.34486448764801025
     q = q * f + -0.3981376588344574
@@ -45,7 +45,7 @@ def gaussian(a, c):
     q = q * f + -0.6666942834854126
     q = q * f + 1.0000064373016357
     q = q * f + -2.0
-    r = tl.sqrt_rn(k * -1.3862943611198906 + q * f)
+    r = tl.sqrt_rn(k.to(tl.float32) * (-1.3862943611198906 / (1 << 23)) + q * f)
     y = c.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
     v = y * y
     s = v * -3.587725950637832e-05 + 0.002489872043952346
@@ -65,8 +65,8 @@ def gaussian(a, c):
 def ih4(x):
     """A coarser normal from one word: the sum of its bytes, through a polynomial."""
     pairs = (x & _BYTES) + ((x >> 8) & _BYTES)
-    total = (pairs & 0xFFFF) + (pairs >> 16)
-    t = ((total + total).to(tl.int32) - 1020).to(tl.float32) * 0.0033829498570412397
+    twice = (pairs * ((2 << 16) | 2)) >> 16  # the upper half of a product adds both halves
+    t = (twice.to(tl.int32) - 1020).to(tl.float32) * 0.0033829498570412397
     p = t * t
     q = p * 0.00031776257674209774 + -0.002032571006566286
     q = q * p + 0.01667272485792637

@@ -36,6 +36,15 @@ uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
   for (int i = 0; i < 4; ++i) d |= (uint32_t)((both >> (8 * ((s >> (4 * i)) & 7))) & 0xff) << (8 * i);
   return d;
 }
+// A device makes one NaN only, other than a CPU's: it is positive, and every bit below its sign is set.
+float made(float x) { return x == x ? x : bits<float>(0x7fffffffu); }
+uint32_t dp4a(uint32_t a, uint32_t b, uint32_t c) {
+  for (int i = 0; i < 32; i += 8) c += (a >> i & 0xff) * (b >> i & 0xff);
+  return c;
+}
+uint32_t dp2a_lo(uint32_t a, uint32_t b, uint32_t c) {
+  return c + (a & 0xffff) * (b & 0xff) + (a >> 16) * (b >> 8 & 0xff);
+}
 uint64_t bfi(uint64_t a, uint64_t b, uint32_t at, uint32_t n) {
   const uint64_t mask = (n >= 64 ? ~0ull : (1ull << n) - 1) << at;
   return (b & ~mask) | ((a << at) & mask);
@@ -184,13 +193,15 @@ def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) 
     if name == "cvta":
         return v[0]
     if name == "sqrt" and rounded:
-        return f"std::sqrt({v[0]})"
+        return f"made(std::sqrt({v[0]}))"
+    if name == "rcp" and rounded:
+        return f"made(1.0f / {v[0]})"
     if name == "neg" and op[1:] == ["f32"]:
         return f"-{v[0]}"
     if name == "cvt" and "f16" in ".".join(op):
         return _half(op[1:], o)
     if name in ("add", "sub", "mul", "div") and rounded:
-        return f"{v[0]} {'*' if name == 'mul' else INFIX[name]} {v[1]}"
+        return f"made({v[0]} {'*' if name == 'mul' else INFIX[name]} {v[1]})"
     if "f32" not in op or name in ("setp", "selp", "slct", "cvt"):
         if name in INFIX and len(op) == 2:
             if kind == "pred":
@@ -222,6 +233,10 @@ def _expression(name: str, op: list[str], kind: str, o: list[str], target: str) 
             return f"bfi({v[0]}, {v[1]}, {o[2]}, {o[3]})"
         if name == "cvt" and op[1:] in (["rn", "f32", "s32"], ["rn", "f32", "f64"]):
             return f"(float){v[0]}"
+        if name == "min" and op[1:] == ["s32"]:
+            return f"{v[0]} < {v[1]} ? {v[0]} : {v[1]}"
+        if ".".join(op) in ("dp4a.u32.u32", "dp2a.lo.u32.u32"):
+            return f"{'_'.join(op[:-2])}({', '.join(v)})"
         if name == "neg" and kind == "s32":
             return f"0u - {_value(o[0], 'u32')}"
         if name == "cvt" and len(op) == 3 and "f" not in op[1] + op[2]:

@@ -116,6 +116,26 @@ def test_layouts_take_the_fast_path_where_they_can(emulated: Emulated, tile, off
     assert (emulated.plain == emulated.chunks) == bool(plain[column])
 
 
+@pytest.mark.parametrize("storage", ["split", "sr"])
+def test_every_nan_is_the_one_that_bf16_has(emulated: Emulated, storage):
+    """Given, or made of infinities; in whole units, whose kernels know it by its bits."""
+    n, (dtype, state) = 4096, STORAGES[storage]
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), 1.0], dtype=dtype)
+    results = []
+    for backend in ("cuda", "reference"):
+        w, g, w0 = (placed(n, dtype, 0) for _ in range(3))
+        w[:1024] = special.repeat(256)
+        g[512:1536] = special.repeat_interleave(4).repeat(64)
+        w0[1024:2048] = special.repeat_interleave(2).repeat(128)
+        lo = torch.zeros(n, dtype=torch.int16) if storage == "split" else None
+        plan = Plan([w], [w0], remainders=[lo], seed=3, state=state, backend=backend)
+        plan.step([g], Scalars(lr=1e-4, nbeta=30.0, localization=5.0), 7)
+        results.append([t.view(torch.int16) for t in (w, lo) if t is not None])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert results[0][0].eq(0x7FC0).sum() > 500
+    assert emulated.plain == emulated.chunks
+
+
 @pytest.mark.parametrize("offset", [0, 3])
 def test_normal_of_another_kind_has_the_reference_s_bits(emulated: Emulated, offset):
     where = {"key": (123456789, 987654321), "step": 9, "tensor_id": 7, "domain": 0, "kind": "ih4"}

@@ -44,6 +44,27 @@ LLCF_FN VQ mul_low(VQ a, uint32_t m) {
 #endif
 }
 
+// The 32-bit lanes of two vectors' 64-bit lanes, in turn: of their low halves, or of their high halves.
+LLCF_FN VU pack_low(VQ even, VQ odd) {
+#if LLCF_WIDTH == 16
+  return (VU)_mm512_mask_moveldup_ps((__m512)even, 0xAAAA, (__m512)odd);
+#elif LLCF_WIDTH == 8
+  return (VU)_mm256_blend_epi32((__m256i)even, _mm256_slli_epi64((__m256i)odd, 32), 0xAA);
+#else
+  return (VU)((even & 0xffffffffull) | (odd << 32));
+#endif
+}
+
+LLCF_FN VU pack_high(VQ even, VQ odd) {
+#if LLCF_WIDTH == 16
+  return (VU)_mm512_mask_movehdup_ps((__m512)odd, 0x5555, (__m512)even);
+#elif LLCF_WIDTH == 8
+  return (VU)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)even, 32), (__m256i)odd, 0xAA);
+#else
+  return (VU)((even >> 32) | (odd & 0xffffffff00000000ull));
+#endif
+}
+
 struct LaneV {
   using F = VF;
   using I = VI;
@@ -71,6 +92,24 @@ struct LaneV {
   LLCF_FN F select(U mask, F yes, F no) { return (VI)mask < 0 ? yes : no; }
   LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
 };
+
+}  // namespace LLCF_ISA
+
+template <>
+struct Shortcut<LLCF_ISA::LaneV> : Longhand<LLCF_ISA::LaneV> {
+  // Bits of an exponent stay where they are: a mask goes through more ports than a shift.
+  static constexpr int kUnit = 1 << 23;
+  LLCF_FN I above(I x) { return x & ~0x7fffff; }
+  LLCF_FN I below(I x, I above) { return x - above; }
+#if LLCF_WIDTH == 16
+  LLCF_FN F by_bit_1(U x, F yes, F no) {
+    const __mmask16 set = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(2));
+    return (F)_mm512_mask_blend_ps(set, (__m512)no, (__m512)yes);
+  }
+#endif
+};
+
+namespace LLCF_ISA {
 
 template <class V, class T>
 LLCF_FN V load(const T* p) {

@@ -29,11 +29,12 @@ struct Kind {
 
 constexpr int kTold = -1;  // terms and noise: at run time, and so are masks
 
-// Blocks of a kernel that a multiprocessor holds, as many as its registers allow without spilling.
-constexpr int resident(int storage, bool aux, bool sums, bool fixed) {
+// Blocks of a kernel that a multiprocessor holds, as many as its registers allow without spilling on any
+// architecture.
+constexpr int resident(int storage, bool aux, bool sums, bool fixed, int noise) {
   if (sums) return 2;
   const bool wide = storage == kFloat32;
-  if (fixed) return aux ? 4 : wide ? 6 : 5;
+  if (fixed) return aux ? 4 : wide || noise == kIh4 ? 6 : 5;
   return aux && !wide ? 3 : 4;
 }
 
@@ -45,7 +46,7 @@ struct Variant {
   static constexpr bool kSummed = SUMS;
   static constexpr int kKnownTerms = TERMS, kKnownNoise = NOISE;
   static constexpr bool kFixed = TERMS != kTold;
-  static constexpr int kResident = resident(STORAGE, SAMPLER::kAux, SUMS, kFixed);
+  static constexpr int kResident = resident(STORAGE, SAMPLER::kAux, SUMS, kFixed, NOISE);
 
   LLCF_FN int terms(const Launch& p) { return TERMS == kTold ? p.terms : TERMS; }
   LLCF_FN int noise(const Launch& p) { return NOISE == kTold ? p.noise : NOISE; }

@@ -7,6 +7,38 @@
 namespace llcf {
 namespace cuda {
 
+// Lane1 by a type of its own, for it has shortcuts.
+struct LaneGpu : Lane1 {};
+
+}  // namespace cuda
+
+template <>
+struct Shortcut<cuda::LaneGpu> : Longhand<Lane1> {
+  LLCF_FN int32_t centred_bytes(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+    return (int32_t)__dp4a(x, 0x02020202u, (uint32_t)-1020);
+#else
+    return Longhand<Lane1>::centred_bytes(x);
+#endif
+  }
+  // A float holds a few bits of exponent wherever they are, so that they need not be shifted down.
+  static constexpr int kUnit = 1 << 23;
+  LLCF_FN int32_t above(int32_t x) { return x & ~0x7fffff; }
+  LLCF_FN int32_t below(int32_t x, int32_t k) { return x - k; }
+  // By a predicate: the sign of a shifted word costs one instruction more.
+  LLCF_FN float by_bit_1(uint32_t x, float yes, float no) { return x & 2 ? yes : no; }
+  // Any correctly rounded quotient is the same one; this takes fewer instructions than 1 / f.
+  LLCF_FN float reciprocal(float f) {
+#if defined(__CUDA_ARCH__)
+    return __frcp_rn(f);
+#else
+    return Longhand<Lane1>::reciprocal(f);
+#endif
+  }
+};
+
+namespace cuda {
+
 // A value that all threads of a warp share, held where it is: the assembler then keeps it in a uniform
 // register, and the keys of ten rounds cost neither registers nor instructions in the loop. Without this they
 // are derived anew.
@@ -25,19 +57,6 @@ LLCF_FN int64_t uniform(int64_t x) {
 
 // The same value, which the compiler takes for another one: what follows from it is not kept until then.
 LLCF_FN uint32_t anew(uint32_t x) { return uniform(x); }
-
-// Lane1, whose select reads the sign directly; the compiler would first shift the bit down.
-struct LaneGpu : Lane1 {
-  LLCF_FN F select(U mask, F yes, F no) {
-#if defined(__CUDA_ARCH__)
-    F out;
-    asm("slct.f32.s32 %0, %1, %2, %3;" : "=f"(out) : "f"(no), "f"(yes), "r"((I)mask));
-    return out;
-#else
-    return Lane1::select(mask, yes, no);
-#endif
-  }
-};
 
 // Words 1 to 3 of the counter are constant within a chunk, which leaves one product in each of the first two
 // rounds.

@@ -39,8 +39,16 @@ LLCF_FN float weight(const Operands& q, int i) {
   return element<STORAGE>(q.w, i);
 }
 
-// The bits of an fp32; a NaN becomes 0x7fc00000, whose upper half is 0x7fc0 even where a half is added.
-LLCF_FN uint32_t plain_bits(float f) { return f == f ? Lane1::float_to_bits(f) : 0x7fc00000u; }
+// The bits of what a step has computed; a NaN becomes 0x7fc00000, whose upper half is 0x7fc0 even where a
+// half is added. The one NaN that arithmetic on the device makes is 0x7fffffff, a signed integer above those
+// of all numbers.
+LLCF_FN uint32_t plain_bits(float f) {
+#if defined(__CUDA_ARCH__)
+  return (uint32_t)min(__float_as_int(f), 0x7fc00000);
+#else
+  return f == f ? Lane1::float_to_bits(f) : 0x7fc00000u;
+#endif
+}
 
 // The upper halves of two words, and the lower ones, as one word.
 LLCF_FN uint32_t upper(uint32_t even, uint32_t odd) {
@@ -65,9 +73,18 @@ LLCF_FN void split_pair(float even, float odd, uint32_t* hi, uint32_t* lo) {
   *lo = lower(a, b);
 }
 
+// a + the lower half of b.
+LLCF_FN uint32_t add_lower(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __dp2a_lo(b, 1u, a);
+#else
+  return a + (b & 0xffffu);
+#endif
+}
+
 // round_by() of two elements, by the two halves of a random word.
 LLCF_FN uint32_t round_pair(float even, float odd, uint32_t random) {
-  return upper(plain_bits(even) + (random & 0xffffu), plain_bits(odd) + (random >> 16));
+  return upper(add_lower(plain_bits(even), random), plain_bits(odd) + (random >> 16));
 }
 
 LLCF_FN uint32_t half_pair(float even, float odd) {

@@ -76,4 +76,30 @@ struct Lane1 {
   LLCF_FN F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
 };
 
+// Operations that take a lane several instructions.
+template <class L>
+struct Longhand {
+  using F = typename L::F;
+  using I = typename L::I;
+  using U = typename L::U;
+
+  // Twice the sum of the bytes of x, less the sum's mean.
+  LLCF_FN I centred_bytes(U x) {
+    const U pairs = (x & 0x00ff00ffu) + ((x >> 8) & 0x00ff00ffu);
+    const U sum = (pairs & 0xffffu) + (pairs >> 16);
+    return L::as_signed(sum + sum) - 1020;
+  }
+  // x = k * 2^23 + m with 0 <= m < 2^23: kUnit * k, and m.
+  static constexpr int kUnit = 1;
+  LLCF_FN I above(I x) { return x >> 23; }
+  LLCF_FN I below(I x, I) { return x & 0x7fffff; }
+  // Bit 1 of x chooses.
+  LLCF_FN F by_bit_1(U x, F yes, F no) { return L::select(x << 30, yes, no); }
+  LLCF_FN F reciprocal(F f) { return L::div(L::constant(1.0f), f); }
+};
+
+// The same bits by fewer instructions where there are such: a lane specialises this.
+template <class L>
+struct Shortcut : Longhand<L> {};
+
 }  // namespace llcf

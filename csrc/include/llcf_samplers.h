@@ -43,7 +43,7 @@ struct Rmsprop {
     const F a = drift<L>(e->w, e->g, e->w0, s, terms);
     const F V = e->aux * s.alpha + (e->g * e->g) * s.beta;
     e->aux = V;
-    const F G = L::div(L::constant(1.0f), L::sqrt(V) + s.delta);
+    const F G = Shortcut<L>::reciprocal(L::sqrt(V) + s.delta);
     F u = (a * G) * s.c1, root = G;
     if ((terms & kNoise) || sums) root = L::sqrt(G);
     if (terms & kNoise) u = u + (e->z * root) * s.c2;
