@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type
 # Threads that spin while they wait slow each other down when several test processes share the cores.
 test test-all: export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test test-all lint format bench sass instructions sanitize clean install
+.PHONY: demo test test-all lint format bench sass instructions sanitize clean install gpu
 
 install: $(READY)
 
@@ -57,8 +57,12 @@ sass: $(READY)
 instructions: $(READY)
 	$(BIN)/python -m llc_fast.benchmarks.instructions
 
+# Without a GPU it compiles the kernels and tries its code on the CPU. OUT=folder
+gpu: $(READY)
+	bash benchmarks/gpu.sh $(or $(OUT),gpu_out)
+
 sanitize: $(READY)
 	$(BIN)/python tests/sanitize/check.py
 
 clean:
-	rm -rf $(VENV) build dist demo_out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo_out bench_out gpu_out .pytest_cache .mypy_cache .ruff_cache

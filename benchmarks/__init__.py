@@ -1,6 +1,9 @@
 """Throughput benchmarks: one file a question, each with its peers, its floor and what it has not run.
 
-`llc-fast bench` runs them; installed as `llc_fast.benchmarks`. `registry` lists the questions, `peers` who they are
-asked of, `_timing` holds the clock. `gpu` and `gpu.sh` are the suite for a machine with a GPU; `sass` and
-`instructions` count what the kernels compile to.
+`llc-fast bench` runs them, through `run`; installed as `llc_fast.benchmarks`. The questions are `step`, `noise`,
+`memory`, `curves`, `host` and `chain`: modules with `tables(setting)`. What they share begins with an underscore:
+`_timing` is the clock, `_work` what is timed, `_peers` whom we are compared with, `_table` what comes out.
+
+`gpu` and `gpu.sh` are the suite for a machine with a GPU. `sass`, `instructions` and `pipes` look at what the kernels
+compile to, without one. `page` fills docs/performance.md from `results/`.
 """

@@ -17,13 +17,15 @@ from . import _rotate
 from ._gpu_device import AHEAD, Bench, device_times
 from ._table import Column, Table, count, spread
 from ._timing import Call, Timing, reason, rotation
-from ._work import Shapes, copy_of, make, ours, release, traffic
+from ._work import Shapes, copy_of, even_shapes, make, ours, release, traffic
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # In order of what matters if time runs out: what the targets are about comes first.
 SIZES = {"64M": 2**26, "256M": 2**28, "1G": 2**30, "4G": 2**32, "16M": 2**24, "4M": 2**22, "1M": 2**20}
 TINY = {"2k": 2**11, "4k": 2**12}
+LARGEST = 2**30  # elements of a tensor: building a plan takes several times the memory of one
 COPY = 2**31  # bytes that the copy moves
+HEATING = 28  # bytes an element that working out what sr's rounding adds to the noise takes, in fp64
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,25 @@ class Kind:
     def bytes(self) -> int:
         return traffic(self.options.get("sampler", "sgld"), self.storage)
 
-    def memory(self, numel: int, plans: int = 1) -> float:
-        """Bytes that so many plans on the same tensors take, or a temporary while they are made."""
+    @property
+    def beside(self) -> int:
+        """Bytes a parameter that a plan keeps beside the tensors."""
+        kept = {"float32": 0, "split": 2, "sr": 0, "float16": 4}[self.storage]
+        return kept + (4 if "sampler" in self.options else 0)
+
+    def touched(self, numel: int) -> int:
+        """Bytes of memory that a step reads or writes."""
+        return numel * (3 * self.dtype.itemsize + self.beside)
+
+    def memory(self, shapes: Shapes, plans: int = 1) -> float:
+        """Bytes that so many plans on the same tensors take at most.
+
+        One is being built then, with a copy of the anchors, and what is worked out from the largest tensor.
+        """
+        numel, largest = sum(shape[0] for shape in shapes), max(shape[0] for shape in shapes)
         each = self.dtype.itemsize
-        beside = {"float32": 0, "split": 2, "sr": 0, "float16": 4}[self.storage]
-        beside += 4 if "sampler" in self.options else 0
-        return numel * max(4 * each, 3 * each + plans * beside)
+        working = HEATING if self.storage == "sr" else each
+        return numel * (4 * each + plans * self.beside) + largest * working
 
 
 SUMS = {"sums": True}
@@ -73,7 +88,8 @@ COLUMNS = [
 ]
 READING = (
     "Device time of a step per parameter, the queue full; median, and the middle half of the samples from .. to. GB/s: "
-    "bytes that a step must move over its time; copy: a copy's, read and written, timed in turn with the row."
+    "bytes that a step must move over its time; copy: a copy's, read and written, timed in turn with the row. 4G: in "
+    "tensors of 1G."
 )
 
 
@@ -84,11 +100,16 @@ def bandwidth(bench: Bench) -> Iterator[Table]:
     sizes = bench.setting.pick(SIZES, SIZES, TINY)
     for label, numel in sizes.items():
         for kind in KINDS:
-            shares(table, bench, kind, label, [(numel,)])
+            shares(table, bench, kind, label, tensors(numel))
             bench.alive()
         yield table
     table.rows.sort(key=lambda row: (row["backend"], row["numel"]))
     yield table
+
+
+def tensors(numel: int) -> Shapes:
+    """One, or as few as may be."""
+    return even_shapes(numel, -(-numel // LARGEST))
 
 
 def shares(table: Table, bench: Bench, kind: Kind, label: str, shapes: Shapes) -> None:
@@ -126,7 +147,7 @@ def stepped(
     setting = bench.setting
     numel = sum(shape[0] for shape in shapes)
     absent: dict[str, str] = {}
-    nbytes = kind.memory(numel, len(ways))
+    nbytes = kind.memory(shapes, len(ways))
     for way in ways:
         why = bench.absent(way.partition(",")[0], nbytes + copied(bench))
         if why is not None:
@@ -135,7 +156,7 @@ def stepped(
         return {}, absent
     setting.say(f"{kind.name}, {numel:,} parameters")
     calls: dict[str, Call] = {}
-    sets = _rotate.copies(nbytes, setting.device, 32)
+    sets = _rotate.copies(kind.touched(numel), setting.device, 32)
     try:
         works = [make(shapes, kind.dtype, setting.device, seed=i) for i in range(sets)]
         calls["copy"] = copy_of(setting.device, copied(bench), 1.0).build()
@@ -148,7 +169,7 @@ def stepped(
         rest = {k: v for k, v in options.items() if k != "noise_level"}
         build: Callable[..., Call] = partial(ours, backend=way.partition(",")[0], noise_level=level, **rest)
         try:
-            calls[way] = rotation([build(work) for work in works])
+            calls[way] = rotation([build(work) for work in works])  # whose first steps, which wait, are made
         except Exception as e:  # a row, not a crash
             absent[way] = reason(e)
     times, failed = device_times(calls, bench, AHEAD * sets)
@@ -209,7 +230,7 @@ def _noise_rows(table: Table, bench: Bench, kind: Kind, label: str, numel: int) 
     ways = {
         w: o for b in bench.backends for w, o in ((b, dict(kind.options)), (f"{b}, without noise", quiet))
     }
-    times, absent = stepped(bench, kind, [(numel,)], ways)
+    times, absent = stepped(bench, kind, tensors(numel), ways)
     for backend in bench.backends:
         facts = {"kind": kind.name, "backend": backend, "numel": numel, "size": label}
         name, without = f"{kind.name}, {label}, {backend}", f"{backend}, without noise"

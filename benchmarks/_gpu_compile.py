@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 from ._gpu_device import Bench
 from ._gpu_process import ended, started
@@ -24,11 +26,10 @@ def compiled(bench: Bench, place: Place) -> Iterator[Table]:
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with ExitStack() as stack:
-        running = []
+        running, logs = [], Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for language in ("cuda", "triton"):
-            log = place.out / f".sass-{language}.log"
+            log = logs / language
             to = stack.enter_context(log.open("w"))
-            stack.callback(log.unlink)
             command = [sys.executable, "-m", f"{__package__}.sass", "--language", language]
             running.append((language, log, stack.enter_context(started(command, to, env=env))))
         ends = ended([run for *_, run in running], bench.deadline.left)

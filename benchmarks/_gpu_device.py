@@ -75,8 +75,11 @@ class Cuda:
         torch.cuda.synchronize()
 
     def queued(self, call: Call, times: int) -> float:
-        """Seconds of device that a call takes where the queue is full: the device sleeps until the host is ahead."""
-        for _ in range(6):
+        """Seconds of device that a call takes where the queue is full: the device sleeps until the host is ahead.
+
+        A first try that fails says nothing of the sleep: the call may have made memory, for which it waits once.
+        """
+        for attempt in range(7):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             torch.cuda._sleep(self._cycles)
@@ -88,7 +91,8 @@ class Cuda:
             end.synchronize()
             if ahead:
                 return float(start.elapsed_time(end)) / 1e3 / times
-            self._cycles = min(4 * self._cycles, 2_000_000_000)
+            if attempt:
+                self._cycles = min(4 * self._cycles, 2_000_000_000)
         raise RuntimeError("the host did not get ahead of the device: its launches wait")
 
     def capture(self, call: Call) -> Call:
@@ -180,6 +184,7 @@ def device_times(
         try:
             for _ in range(2):
                 call()
+            bench.device.synchronize()
             once = bench.device.queued(call, 1)
             several[name] = max(1, min(times, round(FULL_SAMPLE / max(once, 1e-9))))
         except Exception as e:  # a row, not a crash

@@ -33,8 +33,8 @@ def launches(bench: Bench) -> Iterator[Table]:
             Column("high", "to", ".1f"),
             Column("ratio", "x one tensor", ".3f"),
         ],
-        "Kernels: counted in a profiler's trace. Host: what the step costs the thread that makes it. Device: its time "
-        "with a full queue, without the host.",
+        "Kernels: counted in a profiler's trace, in which the copy of the step's scalars to the device is none. Host: "
+        "what the step costs the thread that makes it. Device: its time with a full queue, without the host.",
     )
     for kind in KINDS[:2]:
         for backend in bench.backends:
@@ -51,7 +51,7 @@ def _row(
     """one: the row of one tensor, filled in when it is there."""
     facts = {"kind": kind.name, "backend": backend, "tensors": count}
     name = f"{kind.name}, {count:,} tensor{'s' * (count > 1)}, {backend}"
-    why = bench.absent(backend, kind.memory(numel))
+    why = bench.absent(backend, kind.memory(even_shapes(numel, count)))
     if why is not None:
         table.add(name, absent=why, **facts)
         return

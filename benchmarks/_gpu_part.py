@@ -71,7 +71,8 @@ def chain(bench: Bench) -> Iterator[Table]:
     """The question of that name, on this device, with the first backend: the others' steps are in the other tables."""
     from . import run
 
-    yield from run.ask(["chain"], replace(bench.setting, backends=bench.setting.backends[:1]))
+    setting = replace(bench.setting, backends=bench.setting.backends[:1], left=lambda: bench.deadline.left)
+    yield from run.ask(["chain"], setting)
 
 
 class Book:
@@ -101,6 +102,12 @@ class Book:
             tables[keys.index(table.key)] = table
         else:
             tables.append(table)
+        self.report.write(self.path)
+
+    def last(self, tables: Sequence[Table]) -> None:
+        """Add tables at the end, in the place of those of their keys, and write."""
+        keys = {t.key for t in tables}
+        self.report.tables = [*(t for t in self.report.tables if t.key not in keys), *tables]
         self.report.write(self.path)
 
 

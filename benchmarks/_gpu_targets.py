@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ._gpu_device import NO_TIME
 from ._table import Column, Report, Table
 
 FROM = 2**26  # parameters from which shares of bandwidth are judged
@@ -28,9 +30,13 @@ Measure = Callable[[Tables, str], Measured | None]
 
 @dataclass(frozen=True)
 class Target:
-    """name: what is asked. bound: what is met, `least` or at most. form: how the number is written."""
+    """name: what is asked. part: of the suite, which measures it. bound: what is met, `least` or at most.
+
+    form: how the number is written.
+    """
 
     name: str
+    part: str
     bound: float
     measure: Measure
     least: bool = False
@@ -100,20 +106,26 @@ def many(tables: Tables, backend: str) -> Measured | None:
 
 
 def faster(peer: str) -> Measure:
-    """The least gain over a peer."""
+    """The least gain over a peer: the row's own, of the backend that it was timed in turn with, else of two medians."""
 
     def measure(tables: Tables, backend: str) -> Measured | None:
         gains, wanted = [], 0
         for key in tables:
             if key.startswith("gpu-peers-"):
                 wanted += 1
-                ours = [r.get("ns") for r in rows_of(tables, key, name=f"llc_fast, {backend}")]
-                theirs = [r.get("ns") for r in rows_of(tables, key) if r["name"].startswith(peer)]
-                if ours and theirs and number(ours[0]) and number(theirs[0]):
-                    gains.append(theirs[0] / ours[0])
+                found = [r for r in rows_of(tables, key) if r["name"].startswith(peer)]
+                ours = rows_of(tables, key, name=f"llc_fast, {backend}")
+                gains += [gain for gain in map(partial(_gain, backend, ours), found) if number(gain)]
         return Measured(min(gains), len(gains), wanted) if gains else None
 
     return measure
+
+
+def _gain(backend: str, ours: list[dict[str, Any]], peer: dict[str, Any]) -> float | None:
+    if peer.get("mine") == backend:
+        return peer.get("gain")
+    times = [peer.get("ns"), *(row.get("ns") for row in ours)]
+    return times[0] / times[1] if len(times) == 2 and all(map(number, times)) else None
 
 
 def failures(key: str) -> Measure:
@@ -132,27 +144,39 @@ def unlike(tables: Tables, backend: str) -> Measured | None:
     return Measured(float(found[0] != "equal"), 1, 1) if found and found[0] in ("equal", "differ") else None
 
 
+UNKNOWN = "not measured"
+TABLES = {"bandwidth": ("gpu-bandwidth", "gpu-7b")}  # of a part, where they are not named like it
 ALONE = ("cuda",)  # where there is one answer, not one a backend
 TARGETS = [
-    Target("tests that need a GPU: failures", 0, failures("gpu-tests"), form=".0f", backends=ALONE),
-    Target("compute-sanitizer: runs with findings", 0, failures("gpu-sanitize"), form=".0f", backends=ALONE),
-    Target("fp32, share of a copy's bandwidth, from 64M", 0.90, share("fp32"), least=True),
-    Target("split, share of a copy's bandwidth (aim 90 %)", 0.85, share("split"), least=True),
-    Target("sr with gaussian noise, share of a copy's", 0.70, share("sr"), least=True),
-    Target("sr with ih4, share of a copy's", 0.85, share("sr ih4"), least=True),
-    Target("noise costs, fp32", 0.05, cost("fp32"), form="+.1%"),
-    Target("noise costs, split", 0.10, cost("split"), form="+.1%"),
-    Target("launches more for more tensors", 0, kernels, form=".0f"),
-    Target("10,000 tensors against one of their size", 1.10, many, form=".3f"),
-    Target("7B split step against its floor (aim 1.11)", 1.18, seven, form=".3f"),
-    Target("faster than PyTorch eager, fp32", 5.0, faster("PyTorch eager"), least=True, form=".1f"),
-    Target("faster than devinterp, fp32", 10.0, faster("devinterp"), least=True, form=".1f"),
-    Target("captured step with other bits than eager", 0, unlike, form=".0f", backends=ALONE),
+    Target("tests that need a GPU: failures", "tests", 0, failures("gpu-tests"), form=".0f", backends=ALONE),
+    Target(
+        "compute-sanitizer: runs with findings",
+        "sanitize",
+        0,
+        failures("gpu-sanitize"),
+        form=".0f",
+        backends=ALONE,
+    ),
+    Target("fp32, share of a copy's bandwidth, from 64M", "bandwidth", 0.90, share("fp32"), least=True),
+    Target("split, share of a copy's bandwidth (aim 90 %)", "bandwidth", 0.85, share("split"), least=True),
+    Target("sr with gaussian noise, share of a copy's", "bandwidth", 0.70, share("sr"), least=True),
+    Target("sr with ih4, share of a copy's", "bandwidth", 0.85, share("sr ih4"), least=True),
+    Target("noise costs, fp32", "noise", 0.05, cost("fp32"), form="+.1%"),
+    Target("noise costs, split", "noise", 0.10, cost("split"), form="+.1%"),
+    Target("launches more for more tensors", "launches", 0, kernels, form=".0f"),
+    Target("10,000 tensors against one of their size", "launches", 1.10, many, form=".3f"),
+    Target("7B split step against its floor (aim 1.11)", "bandwidth", 1.18, seven, form=".3f"),
+    Target("faster than PyTorch eager, fp32", "peers", 5.0, faster("PyTorch eager"), least=True, form=".1f"),
+    Target("faster than devinterp, fp32", "peers", 10.0, faster("devinterp"), least=True, form=".1f"),
+    Target("captured step with other bits than eager", "graph", 0, unlike, form=".0f", backends=ALONE),
 ]
 
 
 def verdicts(tables: Tables, dry: bool) -> Iterator[dict[str, Any]]:
-    """A row a target: the bound, the number of each backend, and what to make of it; a dry run judges nothing."""
+    """A row a target: the bound, the number of each backend, and what to make of it; a dry run judges nothing.
+
+    late: whether time was too short for one that has no number.
+    """
     for target in TARGETS:
         row: dict[str, Any] = {
             "bound": ("at least " if target.least else "at most ") + target.text(target.bound)
@@ -161,7 +185,7 @@ def verdicts(tables: Tables, dry: bool) -> Iterator[dict[str, Any]]:
         for backend in target.backends:
             found = None if dry else target.measure(tables, backend)
             if found is None:
-                said[backend] = "not measured"
+                said[backend] = NO_TIME if not dry and hurried(tables, target.part, backend) else UNKNOWN
                 row[backend] = "-"
                 continue
             said[backend] = "met" if target.met(found.value) else "MISSED"
@@ -170,7 +194,25 @@ def verdicts(tables: Tables, dry: bool) -> Iterator[dict[str, Any]]:
             row[backend] = target.text(found.value)
         first, *rest = (said[b] for b in target.backends)
         row["verdict"] = first if not rest or rest[0] == first else f"{first}; Triton {rest[0]}"
-        yield {"name": target.name, "said": said, **row}
+        yield {"name": target.name, "said": said, "late": NO_TIME in said.values(), **row}
+
+
+def hurried(tables: Tables, part: str, backend: str) -> bool:
+    """Whether a part was not begun for lack of time, or left out rows of a backend."""
+    states = [row["state"] for row in rows_of(tables, "gpu-run", name=part)]
+    return NO_TIME in states or any(
+        NO_TIME in row.get("absent", "")
+        for key in tables
+        if key.startswith(TABLES.get(part, (f"gpu-{part}",)))
+        for row in tables[key].rows
+        if row.get("backend", backend) == backend
+    )
+
+
+READING = (
+    "The worst of all sizes that a target is about; met or missed by the CUDA backend. Its gains over peers are of the "
+    "same rounds, Triton's of medians that were taken in different ones."
+)
 
 
 def judge(report: Report, dry: bool) -> Table:
@@ -178,7 +220,7 @@ def judge(report: Report, dry: bool) -> Table:
         "gpu-targets",
         "Targets" + (": a dry run, nothing was measured" if dry else ""),
         [Column("bound", "bound"), Column("cuda", "CUDA"), Column("triton", "Triton"), Column("verdict", "")],
-        "" if dry else "The worst of all sizes that a target is about; met or missed by the CUDA backend.",
+        "" if dry else READING,
     )
     for row in verdicts({t.key: t for t in report.tables}, dry):
         table.add(**row)

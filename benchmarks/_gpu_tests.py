@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ SHARES: dict[str, list[str]] = {
     "samplers": ["tests/test_samplers.py", "tests/test_library.py", "-k", f"cuda-cuda and {LARGE}"],
 }
 TOOLS = ("memcheck", "racecheck")
+PLUGINS = ("xdist.plugin", "_hypothesis_pytestplugin")  # of pytest, where they are installed
 FINDINGS = re.compile(r"=+ (?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
 
 
@@ -57,9 +59,12 @@ def counts(text: str) -> dict[str, int]:
 
 
 def command(arguments: Sequence[str], workers: int = 0) -> list[str]:
-    """pytest on tests that need a GPU; it leaves nothing in the checkout."""
+    """pytest on tests that need a GPU; it leaves nothing in the checkout. `_in` has its environment."""
     run = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "-rfE"]
     run += ["--continue-on-collection-errors"]  # a module that cannot be loaded is a failure, the others run
+    for plugin in PLUGINS:
+        if importlib.util.find_spec(plugin.partition(".")[0]):
+            run += ["-p", plugin]
     if workers > 1 and importlib.util.find_spec("xdist"):
         run += ["-n", str(workers), "--dist", "worksteal"]
     return [*run, *arguments]
@@ -104,8 +109,12 @@ def tests(bench: Bench, place: Place) -> Iterator[Table]:
 
 
 def _in(place: Place, **env: str) -> dict[str, Any]:
-    """Where and with what environment tests run."""
-    return {"cwd": place.source, "env": {**os.environ, "OMP_WAIT_POLICY": "passive", **env}}
+    """Where and with what environment tests run.
+
+    pytest loads no plugin by itself: one that does not load, as that of a package without what it needs, would stop it.
+    """
+    own = {"OMP_WAIT_POLICY": "passive", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return {"cwd": place.source, "env": {**os.environ, **own, **env}}
 
 
 # --- compute-sanitizer ---
@@ -141,11 +150,10 @@ def sanitize(bench: Bench, place: Place) -> Iterator[Table]:
         return
     jobs = [(t, share) for t in TOOLS for share in SHARES] if bench.cuda else [("collect", s) for s in SHARES]
     with ExitStack() as stack:
-        running = []
+        running, logs = [], Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for kind, share in jobs:
-            own = log.with_name(f".{kind}-{share}.log")
+            own = logs / f"{kind}-{share}"
             to = stack.enter_context(own.open("w"))
-            stack.callback(own.unlink)
             run = stack.enter_context(started(_sanitized(kind, share, tool), to, **_in(place)))
             running.append((kind, share, own, run))
         ends = ended([run for *_, run in running], bench.deadline.left - STOP - 5)

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -127,6 +128,32 @@ def gpu_now() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.strip().splitlines()[0] if run.returncode == 0 and run.stdout.strip() else None
+
+
+class Others:
+    """How much of the machine's processors other work takes, from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Of all processors' time since then, between 0 and 1; None where the system does not tell, or too soon."""
+        (wall, busy, own), (wall_before, busy_before, own_before) = self._now(), self._start
+        if busy is None or busy_before is None or wall - wall_before < 1.0:
+            return None
+        taken = (busy - busy_before) - (own - own_before)
+        return min(1.0, max(0.0, taken / ((wall - wall_before) * (os.cpu_count() or 1))))
+
+    @staticmethod
+    def _now() -> tuple[float, float | None, float]:
+        """Seconds: of a clock, of all processors' work, and of this process and the children it has waited for."""
+        used = os.times()
+        own = used.user + used.system + used.children_user + used.children_system
+        found = re.match(r"cpu +(.+)", _read("/proc/stat"))
+        if found is None:
+            return time.monotonic(), None, own
+        user, nice, system, _, _, irq, soft, steal, *_ = map(int, found[1].split())
+        return time.monotonic(), (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK"), own
 
 
 def _read(path: str) -> str:

@@ -42,6 +42,7 @@ MODELS = {
     "gpt2-3m": Spec("GPT-2 3M", "gpt2", 2_788_992, _gpt2(5000, 256, 192, 4, 6)),
     "neox-20m": Spec("GPT-NeoX 20M", "gpt_neox", 20_084_736, _wide(12288, 512, 384, 1536, 6, 6)),
     "gpt2-124m": Spec("GPT-2 124M", "gpt2", 124_439_808, _gpt2(50257, 1024, 768, 12, 12)),
+    "llama-tiny": Spec("Llama 29k", "llama", 29_344, _wide(64, 32, 32, 88, 2, 4)),
     "llama-1.5b": Spec("Llama 1.5B", "llama", 1_518_450_688, _wide(32000, 2048, 2048, 5632, 27, 16)),
     "llama-7b": Spec("Llama 7B", "llama", 6_738_415_616, _wide(32000, 2048, 4096, 11008, 32, 32)),
 }

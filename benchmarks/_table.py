@@ -63,7 +63,8 @@ class Table:
 
     key: names its files. reading: how to read it, in words for somebody who sees it first. rows: dicts with `name`,
     `role` ("ours", "floor", "peer" or "yardstick"), the columns' values, and `absent`, why a row has none.
-    question: what it answers, one of `run.QUESTIONS`; `run.ask` sets it.
+    question: what it answers, one of `run.QUESTIONS`. others: the share of the processors that other work took
+    meanwhile, where it is known. `run.ask` sets both.
     """
 
     key: str
@@ -73,6 +74,7 @@ class Table:
     rows: list[dict[str, Any]] = field(default_factory=list)
     plot: Plot | None = None
     question: str = ""
+    others: float | None = None
 
     def add(self, name: str, role: str = "ours", absent: str | None = None, **values: Any) -> None:
         self.rows.append({"name": name, "role": role, **values, **({"absent": absent} if absent else {})})

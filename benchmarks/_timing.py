@@ -23,6 +23,7 @@ OUT_OF_MEMORY = (
     "RESOURCE_EXHAUSTED",
 )  # PyTorch's, CUDA's and JAX's
 MOST_CALLS = 10**6  # of a sample: where a clock stands still
+AGAIN = 2  # times that a number of calls is tried again before it is taken
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,16 @@ def interleave(
 
 
 def _calibrate(call: Call, pace: Pace, device: torch.device) -> tuple[int, float]:
-    """How many calls fill a sample, and the seconds of one; grown tenfold at most, as one short call says little."""
+    """How many calls fill a sample, and the seconds of one; grown tenfold at most, as one short call says little.
+
+    Nor does one that was held up: calls are enough when they fill a sample each time, as far as there is time to see.
+    """
     calls = 1
     while True:
         once = _sample(call, calls, device)
+        for _ in range(AGAIN):
+            if 0.8 * pace.sample <= once * calls < pace.budget / 4:
+                once = min(once, _sample(call, calls, device))
         if once * calls >= 0.8 * pace.sample or calls >= MOST_CALLS:
             return calls, once
         calls = max(2 * calls, min(10 * calls, math.ceil(pace.sample / max(once, 1e-9))))
@@ -141,7 +148,13 @@ def host_seconds(call: Call, calls: int) -> float:
 
 
 def rotation(calls: Sequence[Call]) -> Call:
-    """One call after the other, over and over: so that none finds in the cache what it left there."""
+    """One call after the other, over and over: so that none finds in the cache what it left there.
+
+    Each is made once now, as a first call may make what later ones need. A single one is its caller's to warm up.
+    """
+    if len(calls) > 1:
+        for call in calls:
+            call()
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
 

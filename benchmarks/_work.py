@@ -30,7 +30,8 @@ Shapes = Sequence[tuple[int, ...]]
 class Setting:
     """How a question is asked. scale: "full", "quick" or "tiny", which only tries whether the code runs.
 
-    backends: of our own rows; peers are compared with the first. say: told what is being measured.
+    backends: of our own rows; peers are compared with the first. say: told what is being measured. left: seconds until
+    whoever asks has to have an answer.
     """
 
     device: str = "cpu"
@@ -38,6 +39,7 @@ class Setting:
     scale: str = "full"
     pace: Pace = field(default_factory=Pace)
     say: Callable[[str], None] = lambda text: None
+    left: Callable[[], float] = lambda: math.inf
 
     def pick(self, full: Any, quick: Any, tiny: Any) -> Any:
         return {"full": full, "quick": quick, "tiny": tiny}[self.scale]

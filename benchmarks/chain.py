@@ -6,6 +6,7 @@ Untrained models and random tokens; `estimate_llc` beside devinterp's `llc()` an
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,13 +21,14 @@ from ._chain_samplers import samplers
 from ._chain_slope import Rounds, Slope, slopes, wall
 from ._chains import Chain, Walk
 from ._table import Column, Plot, Table
-from ._timing import interleave, reason
+from ._timing import Call, interleave, reason
 from ._work import Setting, release
 
 HEAD = "l1h0"
 POOL = 2  # batches; runs are whole epochs, so that a paired and a separate baseline come to the same
 FLOOR, DEVINTERP, POSTERIORS = "passes alone (floor)", "devinterp llc()", "posteriors sgld"
 FP32, BF16 = torch.float32, torch.bfloat16
+NO_TIME = "no time left"
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,40 @@ PARTS_READING = (
 )
 
 
+class Spare:
+    """What is left of the time, as a case sees it: it begins nothing when that is less than it has taken so far."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._left, self._began = setting.left, time.monotonic()
+
+    def gone(self) -> bool:
+        return self._left() <= time.monotonic() - self._began
+
+
 def tables(setting: Setting) -> Iterator[Table]:
+    """Two tables a model; whose time is limited gets them after each component, with the rows so far."""
     cases, (size, length) = questions(setting)
+    limited = math.isfinite(setting.left())
     for case in cases:
         setting.say(f"chains on {case.title}")
         steps, shares = empty(case, f"{case.title}, {size} x {length} tokens a step")
+        spare = Spare(setting)
+        why = NO_TIME if spare.gone() else ""
         try:
-            model = _models.build(case.model, setting.device, case.dtype)
-            pool = _models.token_batches(case.model, POOL, size, length, setting.device)
+            if not why:
+                model = _models.build(case.model, setting.device, case.dtype)
+                pool = _models.token_batches(case.model, POOL, size, length, setting.device)
         except Exception as e:
+            why = reason(e)
+        if why:
             for table in (steps, shares):
-                table.add(case.title, "ours", reason(e))
+                table.add(case.title, "ours", why)
         else:
             for component in ("full", HEAD):
-                measure(setting, case, Walk(model, component, pool), steps, shares)
+                measure(setting, case, Walk(model, component, pool), steps, shares, spare)
+                if limited and component != HEAD:
+                    for table in (steps, shares):
+                        yield replace(table, rows=list(table.rows))
             del model, pool
         release(setting)
         yield steps
@@ -146,7 +168,7 @@ def empty(case: Case, what: str) -> tuple[Table, Table]:
 
 def questions(setting: Setting) -> tuple[list[Case], tuple[int, int]]:
     """The models, and the size and length of a batch."""
-    tiny = [Case("gpt2-tiny")]
+    tiny = [Case("gpt2-tiny"), Case("llama-tiny", BF16)]
     if setting.cuda:
         full = [Case("gpt2-124m"), Case("llama-1.5b", BF16), Case("llama-7b", BF16, (POOL, 2 * POOL), 2)]
         return setting.pick(full, full[:2], tiny), setting.pick((8, 256), (8, 256), (2, 8))
@@ -165,10 +187,13 @@ def contenders(setting: Setting) -> list[tuple[str, str, Callable[[Walk], Chain]
     ]
 
 
-def measure(setting: Setting, case: Case, walk: Walk, steps: Table, shares: Table) -> None:
+def measure(
+    setting: Setting, case: Case, walk: Walk, steps: Table, shares: Table, spare: Spare | None = None
+) -> None:
     """Rows of both tables for one component of a model."""
+    spare = spare or Spare(setting)
     with counted(walk.model) as passes:
-        ready, absent = warm_up(setting, walk, passes)
+        ready, absent = warm_up(setting, walk, passes, spare)
         setting.say(f"chains on {case.title}, {walk.component}: {', '.join(ready)}")
         rounds = Rounds(
             3 * setting.pace.budget, min(case.rounds, setting.pace.least), min(15, setting.pace.most)
@@ -182,16 +207,21 @@ def measure(setting: Setting, case: Case, walk: Walk, steps: Table, shares: Tabl
             steps.add(f"{walk.component}: {name}", role, **values(ready[name], times, weights, case.lengths))
         else:
             steps.add(f"{walk.component}: {name}", role, absent[name])
-    share(setting, walk, times, absent, shares)
+    share(setting, walk, times, absent, shares, spare)
 
 
-def warm_up(setting: Setting, walk: Walk, passes: Passes) -> tuple[dict[str, Contender], dict[str, str]]:
+def warm_up(
+    setting: Setting, walk: Walk, passes: Passes, spare: Spare
+) -> tuple[dict[str, Contender], dict[str, str]]:
     """Each contender after a run of one draw and a short one, whose memory is watched; and why one cannot run."""
     ready: dict[str, Contender] = {}
     absent: dict[str, str] = {}
     for name, role, build in contenders(setting):
         if name == POSTERIORS and walk.component != "full":
             absent[name] = "it moves whole tensors, not a head"
+            continue
+        if spare.gone():
+            absent[name] = NO_TIME
             continue
         try:
             contender = Contender(name, role, build(walk), passes)
@@ -222,20 +252,24 @@ def values(
 
 
 def share(
-    setting: Setting, walk: Walk, times: dict[str, Slope], absent: dict[str, str], table: Table
+    setting: Setting, walk: Walk, times: dict[str, Slope], absent: dict[str, str], table: Table, spare: Spare
 ) -> None:
     """Rows of the parts of a chain's step."""
-    calls, missing = samplers(walk, setting.backend)
+    kinds = (
+        ("ours", "llc_fast", "ours", "llc_fast"),
+        ("devinterp", DEVINTERP, "peer", DEVINTERP),
+        ("eager", "PyTorch by hand", "peer", FLOOR),
+    )
+    calls: dict[str, Call] = {}
+    missing = {key: NO_TIME for key, *_ in kinds}
+    if not spare.gone():
+        calls, missing = samplers(walk, setting.backend)
     pace = replace(setting.pace, budget=min(1.0, setting.pace.budget), least=min(3, setting.pace.least))
     alone, failed = interleave(calls, pace, setting.device)
     calls.clear()
     missing |= failed
     release(setting)
-    for key, name, role, chain in (
-        ("ours", "llc_fast", "ours", "llc_fast"),
-        ("devinterp", DEVINTERP, "peer", DEVINTERP),
-        ("eager", "PyTorch by hand", "peer", FLOOR),
-    ):
+    for key, name, role, chain in kinds:
         gone = [why[n] for n, why in ((FLOOR, absent), (chain, absent), (key, missing)) if n in why]
         title = f"{walk.component}: {name}"
         if gone:

@@ -5,8 +5,13 @@
 #
 # OUT   folder for the results: at most 8 files, 16 MiB: gpu.json, gpu.md, curves.png, roofline.png, summary.txt, and
 #       logs. PART then adds its tables to those that are there.
-# PART  build, tests, bandwidth, noise, launches, peers, graph, chain or sanitize; without it all but sanitize, most
-#       important first, in less than 8 minutes on an H200 with 16 cores. The roofline is drawn from the bandwidth.
+# PART  build, tests, bandwidth, peers, noise, launches, graph, chain or sanitize; without it all but sanitize, most
+#       important first, in less than 8 minutes on an H200 with 16 cores. What there was no time left for is said in the
+#       summary. The roofline is drawn from the bandwidth.
+#
+# A part alone ends within 10 minutes, and takes as many of them as it needs. All of them one by one:
+#
+#     for p in build tests bandwidth peers noise launches graph chain sanitize; do bash benchmarks/gpu.sh OUT $p; done
 #
 # Where there is a GPU it builds for that card, in a folder of its own ($TMPDIR/llc_fast_gpu_<uid>, kept for the next
 # part); the checkout and Python's own packages are left alone. Exit status 1: a test failed, or a part broke off.
@@ -14,15 +19,18 @@
 # on the CPU and in Triton's interpreter, and collects the tests.
 #
 # PYTHON=...  the interpreter with torch (else .venv of the checkout, or python3, whichever sees a GPU)
-# WHEELS=...  a folder of wheels for what that Python lacks (devinterp, posteriors): nothing is fetched
+# WHEELS=...  a folder of wheels for what that Python lacks; nothing is fetched, nor are their dependencies looked for.
+#             devinterp's optimizer needs devinterp; posteriors needs posteriors, optree, tensordict, torchopt, pyvers
+#             and graphviz; devinterp's llc(), in the chain, also datasets, dill, multiprocess, zarr, numcodecs, donfig,
+#             google-crc32c, pydantic, pydantic-core and annotated-types
 # COMMIT=...  the checkout's commit, where there is no .git to ask
 
 set -euo pipefail
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-PARTS="build tests bandwidth noise launches peers graph chain sanitize"
+PARTS="build tests bandwidth peers noise launches graph chain sanitize"
 WHOLE_SECONDS=455 # of a whole run, the build included
-PART_SECONDS=575  # of one part
+PART_SECONDS=545  # of one part; one that has to be stopped, and the summary, take up to 30 more
 
 say() { printf 'gpu.sh: %s\n' "$*"; }
 die() {
@@ -66,14 +74,16 @@ else:
   done
 }
 
-# What a build depends on, as one word.
+# What a build depends on, as one word. Of wheels their names and sizes: a copy of them is the same.
 digest() {
   {
     cd -- "$ROOT"
     find csrc kernels llc_fast benchmarks pyproject.toml CMakeLists.txt -type f ! -name '*.pyc' ! -path '*/results/*' \
       -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     printf '%s %s\n' "$PY" "$CARD"
-    if [[ -n $WHEELS ]]; then ls -l -- "$WHEELS"; fi
+    if [[ -n $WHEELS ]]; then
+      find "$WHEELS" -maxdepth 1 -name '*.whl' -printf '%f %s\n' | LC_ALL=C sort
+    fi
   } | sha256sum | cut -c1-16
 }
 

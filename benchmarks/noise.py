@@ -16,7 +16,7 @@ import llc_fast
 from llc_fast import backends
 from llc_fast.noise import KINDS, STEP_NOISE, chain_key
 
-from . import _pairs
+from . import _pairs, _peers
 from ._pairs import Pair, compare_pairs
 from ._rotate import lacking, short
 from ._table import Column, Plot, Table
@@ -126,9 +126,7 @@ def _numpy(count: int, setting: Setting, buffered: bool) -> Call:
 
 
 def _jax(count: int, setting: Setting) -> Call:
-    import jax
-
-    where = jax.devices("gpu" if setting.cuda else "cpu")[0]
+    jax, where = _peers.jax_on("cuda" if setting.cuda else "cpu")
     key = jax.device_put(jax.random.key(0), where)
     draw = jax.jit(lambda k, i: jax.random.normal(jax.random.fold_in(k, i), (count,)))
     steps = itertools.count()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ._machine import machine, state
+from ._machine import Others, machine, state
 from ._table import WIDTH, Report, Table, terminal, write_whole
 from ._timing import Pace, reason
 from ._work import Setting
@@ -31,6 +31,11 @@ PACES = {
     "quick": Pace(budget=1.0, least=5, most=25),
     "tiny": Pace(budget=0.0, least=1, most=1, sample=0.0),
 }
+TOLERATED = 0.04  # share of the processors
+DISTURBED = (
+    "WARNING: other work took {:.0%} of the processors while this was timed. It holds up most whoever waits for all "
+    "threads after each operation, which the peers do: do not trust the ratios."
+)
 FAILED = "failed-"  # how the key of a table begins that says why its question was not finished
 
 
@@ -40,9 +45,14 @@ def ask(names: Sequence[str], setting: Setting) -> Iterator[Table]:
         try:
             module = import_module(f".{QUESTIONS[name]}", __package__)
             tables: Callable[[Setting], Iterator[Table]] = module.tables
+            others = Others()
             for table in tables(setting):
                 table.question = name
+                table.others = others.share()
+                if (table.others or 0.0) > TOLERATED:
+                    table.reading = f"{DISTURBED.format(table.others)} {table.reading}".rstrip()
                 yield table
+                others = Others()
         except Exception as e:
             traceback.print_exc()
             failed = Table(FAILED + name, f"{name}: not finished", [], question=name)

@@ -12,7 +12,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .group import DTYPES, REMAINDERS
 from .noise import KINDS
 from .samplers import Sampler
-from .tiles import expanded
+from .tiles import expanded, extent
 
 
 def check_state(state: object) -> str:
@@ -27,6 +27,32 @@ def check_noise(noise: object) -> str:
     return str(noise)
 
 
+def check_stored(name: str, t: Tensor) -> None:
+    """All elements lie in memory, as those of a wrapper, of a fake tensor or of a freed storage do not."""
+    if t.numel() == 0:
+        return
+    try:
+        low, high = extent(t)
+        size = t.storage_offset() * t.element_size() + high - low
+        there = low != 0 and size <= t.untyped_storage().nbytes()
+    except Exception:  # whatever the code of a tensor's class raises
+        there = False
+    if not there:
+        raise ArgumentError(_NO_MEMORY.format(name=name))
+
+
+def check_addresses(name: str, missing: Sequence[int]) -> None:
+    """None of these has elements without an address."""
+    if missing:
+        raise ArgumentError(_NO_MEMORY.format(name=f"{name}[{missing[0]}]"))
+
+
+_NO_MEMORY = (
+    "{name} has elements that are not in memory, as those of a wrapper, of a fake tensor or of a storage that was "
+    "resized: give a plain tensor that holds them"
+)
+
+
 def check_kept(name: str, t: object, p: Tensor, dtype: torch.dtype) -> None:
     """What is kept between steps beside a parameter, and written with it."""
     if not isinstance(t, Tensor) or t.dtype != dtype:
@@ -37,6 +63,30 @@ def check_kept(name: str, t: object, p: Tensor, dtype: torch.dtype) -> None:
         )
     if expanded(t):
         raise ArgumentError(f"{name} is expanded: give a tensor with memory of its own")
+    check_stored(name, t)
+
+
+def check_thermostat(t: object) -> Tensor:
+    if not isinstance(t, Tensor) or t.dtype != torch.float64:
+        raise ArgumentTypeError(
+            "thermostat must be a float64 tensor, one entry a chain: "
+            "torch.full((1,), friction, dtype=torch.float64)"
+        )
+    check_stored("thermostat", t)
+    return t
+
+
+def check_bits(name: str, bits: object, p: Tensor) -> None:
+    """What `tiles.pack` gave for a parameter."""
+    if not isinstance(bits, Tensor) or bits.dtype != torch.uint8:
+        raise ArgumentTypeError(f"{name} must be a tensor of torch.uint8: give what tiles.pack returned")
+    least = -(-p.numel() // 8) + 8
+    if bits.device != p.device or bits.numel() < least or not bits.is_contiguous() or bits.is_neg():
+        raise ArgumentError(
+            f"{name} has {bits.numel()} bytes on {bits.device}, expected {least} or more in one piece on "
+            f"{p.device}: give what tiles.pack returned"
+        )
+    check_stored(name, bits)
 
 
 def as_list(name: str, values: object) -> list[Any]:
@@ -66,6 +116,8 @@ def check_param(i: int | str, p: Tensor) -> None:
         raise ArgumentError(f"params[{i}] is a meta tensor without weights: load the model first")
     if p.layout != torch.strided:
         raise ArgumentTypeError(f"params[{i}] has layout {p.layout}: give dense tensors")
+    if p.is_nested:
+        raise ArgumentTypeError(f"params[{i}] is a nested tensor: give dense tensors")
     if p.dtype not in DTYPES:
         raise ArgumentTypeError(
             f"params[{i}] is {p.dtype}: use float32, bfloat16, float16 or (slowly) float64"
@@ -88,6 +140,8 @@ def check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
         )
     if t.layout != torch.strided:
         raise ArgumentTypeError(f"{name} has layout {t.layout}: give a dense tensor (.to_dense())")
+    if t.is_nested:
+        raise ArgumentTypeError(f"{name} is a nested tensor: give a dense one (.to_padded_tensor())")
     if t.shape != p.shape:
         raise ArgumentError(
             f"{name} has shape {tuple(t.shape)}, its parameter {tuple(p.shape)}: make them equal"
@@ -96,6 +150,7 @@ def check_like(name: str, t: Tensor, p: Tensor) -> Tensor:
         raise ArgumentTypeError(f"{name} is {t.dtype}, its parameter {p.dtype}: convert it (.to({p.dtype}))")
     if t.device != p.device:
         raise ArgumentError(f"{name} is on {t.device}, its parameter on {p.device}: move it there")
+    check_stored(name, t)
     return straight(t)
 
 

@@ -254,13 +254,21 @@ def update(
     gradients = _in_order("grads", grads, state.names, optional=True)
     state = _cooled(state, scalars)
     plan = state.plan
-    if plan is None or plan.origin != _origin(state) or not all(map(is_, held(plan), moving)):
+    if plan is None or not _from(plan, state) or not all(map(is_, held(plan), moving)):
         plan = _plan(state, moving)  # type: ignore[arg-type]
     plan.step(gradients, scalars, state.step)
     return state._replace(step=state.step + 1, plan=plan)
 
 
-def _origin(state: State) -> tuple[object, ...]:
+def _from(plan: Plan, state: State) -> bool:
+    """Whether a plan was made from what the state is now."""
+    origin, now = plan.origin, _origin(state)
+    if not isinstance(origin, tuple) or origin[0] != now[0] or len(origin[1]) != len(now[1]):
+        return False
+    return all(map(is_, origin[1], now[1]))
+
+
+def _origin(state: State) -> tuple[tuple[object, ...], tuple[Tensor | None, ...]]:
     """What of a state its plan was made from: values, and which tensors."""
     tensors = (
         *state.anchors,
@@ -269,11 +277,8 @@ def _origin(state: State) -> tuple[object, ...]:
         *(state.masks or ()),
         state.thermostat,
     )
-    return (
-        (state.seed, state.chain, state.tensor_ids, state.tiles, state.backend, state.sampler),
-        (state.storage, state.noise, state.sums),
-        tuple(map(id, tensors)),
-    )
+    counted = state.seed, state.chain, state.tensor_ids, state.tiles
+    return (*counted, state.backend, state.sampler, state.storage, state.noise, state.sums), tensors
 
 
 def _cooled(state: State, scalars: Scalars) -> State:

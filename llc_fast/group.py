@@ -50,8 +50,10 @@ class Group:
     likewise. remainders: int16 of split bf16, the fp32 master of fp16. buffers: the sampler's fp32 state. masks:
     packed bits (`tiles.pack`), None where every element of the tiles moves. keys: the Philox key of each tile's
     chain. noise: its kind. xi: fp64, the friction of each tile's chain, None for the scalars'. slots: the row of
-    each tile in `sums`, fp64 (slots, 24), which a step adds to; None for no sums. cache: whatever a backend keeps
-    between steps.
+    each tile in `sums`, fp64 (slots, 24), which a step adds to; None for no sums. owners: the (tensor, chain) of each
+    of these rows; row_tensors, row_chains: these tensors, and the places of these chains, on the device. moved,
+    beside: the params, and what is kept beside them, whose change autograd is told of. cache: whatever a backend
+    keeps between steps.
     """
 
     device: torch.device
@@ -69,6 +71,11 @@ class Group:
     xi: Sequence[Tensor] | None = None
     slots: Sequence[int] = ()
     sums: Tensor | None = None
+    owners: Sequence[tuple[int, int]] = ()
+    row_tensors: Tensor | None = None
+    row_chains: Tensor | None = None
+    moved: Sequence[int] = ()
+    beside: Sequence[Tensor] = ()
     cache: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> npt.NDArray[np.int64]:
@@ -101,12 +108,14 @@ class Group:
         known: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = self.cache.get("gradients")
         if known is not None and known[0] is grads.addresses:
             return known[1]
-        if "grad_tensor" not in self.cache:
+        places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = self.cache.get("places")
+        if places is None:
             size = 4 if self.storage == "float32" else 2
-            self.cache["grad_tensor"] = np.array([t.tensor for t in self.tiles], dtype=np.int64)
-            self.cache["grad_offset"] = np.array([t.offset * size for t in self.tiles], dtype=np.int64)
-        base = grads.addresses[self.cache["grad_tensor"]]
-        address: npt.NDArray[np.int64] = np.where(base == 0, 0, base + self.cache["grad_offset"])
+            tensors = np.array([t.tensor for t in self.tiles], dtype=np.int64)
+            offsets = np.array([t.offset * size for t in self.tiles], dtype=np.int64)
+            places = self.cache["places"] = tensors, offsets
+        base = grads.addresses[places[0]]
+        address: npt.NDArray[np.int64] = np.where(base == 0, 0, base + places[1])
         self.cache["gradients"] = grads.addresses, address
         return address
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import backends
 from .checks import (
     as_list,
+    check_bits,
     check_buffers,
     check_count,
     check_like,
@@ -17,15 +18,17 @@ from .checks import (
     check_param,
     check_remainders,
     check_state,
+    check_stored,
     check_tensors,
+    check_thermostat,
 )
-from .errors import ArgumentError, ArgumentTypeError
+from .errors import ArgumentError
 from .group import Backend, Gradients, Group, Storage, storage_of
 from .noise import chain_key
 from .overflow import Overflow
 from .samplers import find
 from .scalars import Scalars, check_integer, check_stream
-from .steady import GradientCheck, Still
+from .steady import GradientCheck, Operands, Still
 from .sums import COLUMNS, INDEX
 from .tiles import check_memory, check_tiles, locate, whole
 from .types import Tile
@@ -64,9 +67,9 @@ class Plan:
         self.state, self.noise = check_state(state), check_noise(noise)
         self.seed, self.chain, _ = check_stream(seed=seed, chain=chain)
         self.params = check_tensors("params", params)
-        self.anchors = None if anchors is None else check_tensors("anchors", anchors)
-        if self.anchors is not None:
-            self._same_count("anchors", self.anchors)
+        self._given_anchors = None if anchors is None else check_tensors("anchors", anchors)
+        if self._given_anchors is not None:
+            self._same_count("anchors", self._given_anchors)
         none: list[Tensor | None] = [None] * len(self.params)
         self.remainders = none if remainders is None else as_list("remainders", remainders)
         self.buffers = none if buffers is None else as_list(self._buffers, buffers)
@@ -91,14 +94,27 @@ class Plan:
 
     def _place(self) -> None:
         """Check the tensors as they are now, and find the tiles in them."""
+        self._still: Still | None = None  # so that what is broken off here is begun anew
         for i, p in enumerate(self.params):
             check_param(i, p)
+            check_stored(f"params[{i}]", p)
         check_remainders(self.remainders, self.params, self.state)
         check_buffers(self._buffers, self.buffers, self.params, self.sampler)
         read: list[tuple[str, Tensor]] = []
-        if self.anchors is not None:
-            read = [(f"anchors[{i}]", a) for i, a in enumerate(self.anchors)]
-            self.anchors = [check_like(name, a, p) for (name, a), p in zip(read, self.params, strict=True)]
+        self.anchors: list[Tensor] | None = None
+        self._copies: list[tuple[Tensor, Tensor]] = []  # of anchors in pieces, which each step copies anew
+        if self._given_anchors is not None:
+            read = [(f"anchors[{i}]", a) for i, a in enumerate(self._given_anchors)]
+            with torch.inference_mode(False):  # later steps may be outside of it
+                self.anchors = [
+                    check_like(name, a, p) for (name, a), p in zip(read, self.params, strict=True)
+                ]
+            pairs = zip(self.anchors, self._given_anchors, strict=True)
+            self._copies = [pair for pair in pairs if pair[0] is not pair[1]]
+        for i, bits in enumerate(self.masks):
+            if bits is not None:
+                check_bits(f"masks[{i}]", bits, self.params[i])
+                read.append((f"masks[{i}]", bits))
         tiles = self._given_tiles
         if tiles is None:
             tiles = [whole(i, p) for i, p in enumerate(self.params)]
@@ -115,13 +131,16 @@ class Plan:
         written = [(f"params[{i}]", p) for i, p in enumerate(self.params)]
         for name, tensors in kept:
             written += [(f"{name}[{i}]", r) for i, r in enumerate(tensors) if r is not None]
-        check_memory(written, read)
         self.chains = sorted({self.chain if t.chain is None else t.chain for t in self.tiles})
         self._check_thermostat()
+        if self.thermostat is not None:
+            written.append(("thermostat", self.thermostat))
+        check_memory(written, read)
         self.groups = self._group()
-        beside = [t for _, t in written[len(self.params) :]]
+        beside = [t for _, t in (*written[len(self.params) :], *read)]
         self._gradients = GradientCheck(self.params, written)
-        self._still = Still(self.params, beside, self.anchors or [])
+        self.operands = Operands(self.params, written, read)
+        self._still = Still(self.params, beside)
 
     def step(self, grads: Sequence[Tensor | None], scalars: Scalars, step: int) -> None:
         """One update with the given gradients; raises before anything is written."""
@@ -129,8 +148,12 @@ class Plan:
 
     def check(self, grads: Sequence[Tensor | None], scalars: Scalars) -> Gradients:
         """The gradients as `run` takes them; raises if the step cannot be made."""
-        if not self._still.holds(self.params):  # a tensor was moved or changed, as by p.data = ...
-            self._place()
+        if self._still is None or not self._still.holds(self.params):
+            self._place()  # a tensor was moved or changed, as by p.data = ...
+        if self._copies:
+            with torch.no_grad():
+                for copy, anchor in self._copies:
+                    copy.copy_(anchor)
         if (scalars.needs_anchor or self.sums) and self.anchors is None:
             raise ArgumentError(
                 "anchors is None: localization, box, sums and SGNHT need them, give copies of the weights"
@@ -158,10 +181,9 @@ class Plan:
 
     def _count(self, group: Group) -> None:
         """Tell autograd what was written."""
-        moved, beside = self._moved[id(group)]
-        params = self.params
-        every = len(moved) == len(params)
-        torch.autograd.graph.increment_version((params if every else [params[i] for i in moved]) + beside)
+        params, moved = self.params, group.moved
+        written = params if len(moved) == len(params) else [params[i] for i in moved]
+        torch.autograd.graph.increment_version([*written, *group.beside])
 
     def totals(self) -> Tensor:
         """The sums of the last step by parameter, fp64 (params, 24), on the first parameter's device."""
@@ -169,8 +191,8 @@ class Plan:
             raise ArgumentError("sums were not asked for: give sums=True")
         out = torch.zeros((len(self.params), COLUMNS), dtype=torch.float64, device=self.params[0].device)
         for _, group in self.groups:
-            if group.sums is not None:
-                out.index_add_(0, self._rows[id(group)].to(out.device), group.sums.to(out.device))
+            if group.sums is not None and group.row_tensors is not None:
+                out.index_add_(0, group.row_tensors.to(out.device), group.sums.to(out.device))
         return out
 
     def _move_thermostat(self, scalars: Scalars) -> None:
@@ -181,9 +203,10 @@ class Plan:
         sums = torch.zeros((len(self.chains), 2), dtype=torch.float64, device=self.thermostat.device)
         for _, group in self.groups:
             assert group.sums is not None
+            assert group.row_chains is not None
             v2, n = INDEX["v2"], INDEX["n"]
             seen = torch.stack((group.sums[:, v2], group.sums[:, n]), dim=1)
-            sums.index_add_(0, self._owners[id(group)], seen)
+            sums.index_add_(0, group.row_chains, seen)
         if self.reduce is not None:
             sums = self.reduce(sums)
         moved = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1] - scalars.lr, 0.0)
@@ -203,17 +226,13 @@ class Plan:
             p = self.params[tile.tensor]
             kinds.setdefault((p.device, storage_of(p, self.remainders[tile.tensor])), []).append(tile)
         keys = {chain: chain_key(self.seed, chain) for chain in self.chains}
-        self._slots: dict[int, list[tuple[int, int]]] = {}  # (tensor, chain) of each row of a group's sums
-        self._rows: dict[int, Tensor] = {}  # these tensors
-        self._owners: dict[int, Tensor] = {}  # and the places of these chains
-        self._moved: dict[
-            int, tuple[list[int], list[Tensor]]
-        ] = {}  # what a group's step writes, for autograd
         groups = []
         for (device, storage), tiles in kinds.items():
             chains = [self.chain if t.chain is None else t.chain for t in tiles]
             owners = [(t.tensor, chain) for t, chain in zip(tiles, chains, strict=True)]
             slots = list(dict.fromkeys(owners))
+            moved = sorted({tile.tensor for tile in tiles})
+            beside = [t[i] for i in moved for t in (self.remainders, self.buffers)]
             group = Group(
                 device=device,
                 storage=storage,
@@ -227,26 +246,20 @@ class Plan:
                 masks=self.masks,
                 tensor_ids=self.tensor_ids,
                 keys=[keys[chain] for chain in chains],
+                owners=slots,
+                moved=[i for i in moved if not self.params[i].is_inference()],
+                beside=[t for t in beside if t is not None and not t.is_inference()],
             )
             if self.sums:
                 position = {owner: i for i, owner in enumerate(slots)}
                 group.slots = [position[owner] for owner in owners]
                 with torch.inference_mode(False):
                     group.sums = torch.zeros((len(slots), COLUMNS), dtype=torch.float64, device=device)
+                    rows = [(tensor, self.chains.index(chain)) for tensor, chain in slots]
+                    group.row_tensors, group.row_chains = torch.tensor(rows, device=device).unbind(1)
             if self.thermostat is not None:
                 entries = self.thermostat.view(-1)
                 group.xi = [entries[self.chains.index(chain)] for chain in chains]
-            moved = sorted({tile.tensor for tile in tiles})
-            beside = [t[i] for i in moved for t in (self.remainders, self.buffers)]
-            self._moved[id(group)] = (
-                [i for i in moved if not self.params[i].is_inference()],
-                [t for t in beside if t is not None and not t.is_inference()],
-            )
-            self._slots[id(group)] = slots
-            self._rows[id(group)] = torch.tensor([tensor for tensor, _ in slots], device=device)
-            self._owners[id(group)] = torch.tensor(
-                [self.chains.index(chain) for _, chain in slots], device=device
-            )
             groups.append((backends.resolve(self.backend, device.type, storage, self.sampler), group))
         halves = [
             self.params[i]
@@ -265,11 +278,7 @@ class Plan:
             if t is not None:
                 raise ArgumentError(f"thermostat is given, but {self.sampler.name} has none: give None")
             return
-        if not isinstance(t, Tensor) or t.dtype != torch.float64:
-            raise ArgumentTypeError(
-                "thermostat must be a float64 tensor, one entry a chain: "
-                "torch.full((1,), friction, dtype=torch.float64)"
-            )
+        t = check_thermostat(t)
         if (self.chains and t.numel() != len(self.chains)) or not t.is_contiguous():
             raise ArgumentError(
                 f"thermostat has shape {tuple(t.shape)}, the tiles {len(self.chains)} chains: give one entry each"

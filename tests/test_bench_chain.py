@@ -235,7 +235,12 @@ def test_a_chain_that_dies_gives_no_number(monkeypatch, build):
 @PEERS
 def test_the_tables_of_a_tiny_run():
     """Every row is there, says equal work, and refers to the floor and to ours."""
-    steps, shares = chain.tables(TINY)
+    steps, shares, *llama = chain.tables(TINY)
+    assert [table.key for table in llama] == ["chain-llama-tiny", "chain-parts-llama-tiny"]
+    for table in llama:
+        absent = [row["name"] for row in table.rows if "absent" in row]
+        assert absent == [f"{chain.HEAD}: {chain.POSTERIORS}"] * ("parts" not in table.key)
+        assert "Llama 29k bf16, 2 x 8 tokens a step" in table.text()
     names = [chain.FLOOR, "llc_fast", chain.DEVINTERP, chain.POSTERIORS]
     found = rows(steps)
     assert list(found) == [(c, n) for c in ("full", "l1h0") for n in names]
@@ -315,10 +320,72 @@ def test_a_peer_that_is_not_installed_is_a_row(monkeypatch):
 @PEERS
 def test_without_transformers_a_model_is_a_row(monkeypatch):
     without(monkeypatch, "transformers")
-    for table in chain.tables(TINY):
-        assert [(row["name"], row["absent"]) for row in table.rows] == [
-            ("GPT-2 29k", "not installed (transformers)")
-        ]
+    found = [[(row["name"], row["absent"]) for row in table.rows] for table in chain.tables(TINY)]
+    titles = ["GPT-2 29k", "Llama 29k bf16"]
+    assert found == [[(title, "not installed (transformers)")] for title in titles for _ in range(2)]
+
+
+# --- limited time ---
+
+
+class Hours:
+    """A clock on which every chain takes an hour a run, and what is left of so many hours."""
+
+    def __init__(self, monkeypatch, hours):
+        self.now, self.hours = 0.0, hours
+        monkeypatch.setattr(chain.time, "monotonic", lambda: self.now)
+        for name in ("bare", "ours", "devinterp", "posteriors"):
+            monkeypatch.setattr(_chains, name, self.build)
+
+    def build(self, walk, backend="auto"):
+        def run(draws):
+            self.now += 1
+
+        return run
+
+    def left(self):
+        return self.hours - self.now
+
+
+@PEERS
+def test_what_time_does_not_suffice_for_is_a_row(monkeypatch):
+    """Two runs warm up a contender: after three of them 6 hours are gone, and 5.5 that are left are fewer."""
+    hours = Hours(monkeypatch, 11.5)
+    steps, shares = Table("a", "", chain.COLUMNS), Table("b", "", chain.PARTS)
+    setting = replace(TINY, left=hours.left)
+    spare = chain.Spare(setting)
+    for component in ("full", chain.HEAD):
+        case = chain.Case("gpt2-tiny")
+        chain.measure(setting, case, walk(component), steps, shares, spare)
+    found = rows(steps)
+    there = [key for key, row in found.items() if "absent" not in row]
+    assert there == [("full", n) for n in (chain.FLOOR, "llc_fast", chain.DEVINTERP)]
+    assert {row["absent"] for row in found.values() if "absent" in row} == {
+        "no time left",
+        "it moves whole tensors, not a head",
+    }
+    assert {row["absent"] for row in shares.rows} == {"no time left"}
+
+
+@PEERS
+def test_who_has_little_time_gets_tables_of_each_component(monkeypatch):
+    hours = Hours(monkeypatch, 1e6)
+    monkeypatch.setattr(chain, "questions", lambda setting: ([chain.Case("gpt2-tiny")], (2, 8)))
+    keys = ["chain-gpt2-tiny", "chain-parts-gpt2-tiny"]
+    found = list(chain.tables(replace(TINY, left=hours.left)))
+    assert [table.key for table in found] == keys * 2
+    for early, late in zip(found[:2], found[2:], strict=True):
+        assert [row["name"].partition(":")[0] for row in early.rows] == ["full"] * len(early.rows)
+        assert late.rows[: len(early.rows)] == early.rows
+        assert len(late.rows) == 2 * len(early.rows)
+    assert [table.key for table in chain.tables(TINY)] == keys
+
+
+@PEERS
+def test_without_time_no_model_is_built(monkeypatch):
+    monkeypatch.setattr(_models, "build", lambda *a: pytest.fail("built"))
+    for table in chain.tables(replace(TINY, left=lambda: 0.0)):
+        assert [row["absent"] for row in table.rows] == ["no time left"]
 
 
 @PEERS

@@ -89,6 +89,18 @@ def test_a_single_short_call_does_not_set_the_length_of_a_sample(clock: Clock) -
     assert times["a"].calls <= 25
 
 
+def test_a_call_that_was_held_up_does_not_set_the_length_of_a_sample(clock: Clock) -> None:
+    """The first timed call waited for something else: samples of one call each would be of the clock."""
+    times, _ = interleave({"a": clock.call(1.0, 5e-3, 2e-5)}, Pace(budget=1.0, least=1, sample=2e-3))
+    assert 80 <= times["a"].calls <= 200
+    assert times["a"].median == pytest.approx(2e-5)
+
+
+def test_a_slow_call_is_not_tried_again(clock: Clock) -> None:
+    interleave({"a": clock.call(1.0, name="a")}, Pace(budget=3.0, least=1, most=1, sample=2e-3))
+    assert clock.log == ["a"] * 3
+
+
 def test_slow_calls_are_spread_over_the_rounds_of_the_fast(clock: Clock) -> None:
     calls = {"a": clock.call(1.0, name="a"), "b": clock.call(2.0, name="b")}
     times, _ = interleave(calls, Pace(budget=4.0, least=1, most=41))
@@ -309,7 +321,11 @@ def test_rotation_takes_turns() -> None:
     turn = _timing.rotation([lambda i=i: made.append(i) for i in range(3)])  # type: ignore[misc]
     for _ in range(5):
         turn()
-    assert made == [0, 1, 2, 0, 1]
+    assert made == [0, 1, 2, 0, 1, 2, 0, 1]
+    alone = _timing.rotation([lambda: made.append(7)])
+    assert 7 not in made
+    alone()
+    assert made[-1] == 7
 
 
 def test_peers_of_another_device_are_refused() -> None:

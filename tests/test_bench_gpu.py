@@ -84,10 +84,35 @@ def test_shares_are_of_the_copy_of_the_same_run(bench: Bench, monkeypatch: pytes
 
 
 def test_memory_of_a_kind():
-    fp32, split = _gpu_bandwidth.KINDS[:2]
-    assert fp32.memory(100) == 1600  # three tensors, and a fourth while they are made
-    assert split.memory(100, 2) == 1000
-    assert _gpu_bandwidth.KINDS[4].memory(100, 2) == 2000
+    fp32, split, sr, _, rmsprop = _gpu_bandwidth.KINDS[:5]
+    one = [(100,)]
+    assert fp32.memory(one) == 2000  # three tensors, a copy of the anchors, and what one is made from
+    assert split.memory(one, 2) == 800 + 2 * 200 + 200
+    assert rmsprop.memory(one, 2) == 1600 + 2 * 400 + 400
+    assert sr.memory(one) == 800 + 2800
+    assert sr.memory([(25,)] * 4) == 800 + 700
+    assert [kind.touched(100) for kind in (fp32, split, sr, rmsprop)] == [1200, 800, 600, 1600]
+
+
+def test_the_greatest_problem_is_in_tensors_that_leave_room(monkeypatch: pytest.MonkeyPatch):
+    assert _gpu_bandwidth.tensors(2**30) == [(2**30,)]
+    assert _gpu_bandwidth.tensors(2**32) == [(2**30,)] * 4
+    assert sum(shape[0] for shape in _gpu_bandwidth.tensors(2**32 + 5)) == 2**32 + 5
+    monkeypatch.setattr(_gpu_bandwidth._rotate._machine, "memory", lambda device: 139 << 30)
+    largest = max(_gpu_bandwidth.SIZES.values())
+    for kind in _gpu_bandwidth.KINDS:
+        needed = kind.memory(_gpu_bandwidth.tensors(largest), 2) + _gpu_bandwidth.COPY
+        assert _gpu_bandwidth._rotate.shortage(needed, "cuda") is None, kind.name  # of an H200
+
+
+def test_copies_rotate_by_what_a_step_touches(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+    monkeypatch.setattr(
+        _gpu_bandwidth._rotate, "copies", lambda nbytes, device, most: seen.append(nbytes) or 1
+    )
+    kind = _gpu_bandwidth.KINDS[2]
+    _gpu_bandwidth.stepped(bench, kind, [(64,)], {"cpu": kind.options, "cpu, again": kind.options})
+    assert seen == [kind.touched(64)]
 
 
 def test_what_does_not_fit_is_a_row(bench: Bench, monkeypatch: pytest.MonkeyPatch):
@@ -104,6 +129,7 @@ def test_launches_and_a_captured_step(bench: Bench):
     assert all(row["host_us"] > 0 and row["device_us"] > 0 for row in found)
     assert [row["ratio"] for row in rows(table, backend="cpu", tensors=1)] == [1.0, 1.0]
     assert {row["absent"] for row in rows(table, backend="triton")} == {"left out"}
+    assert "copy of the step's scalars" in table.reading
     graph = last(_gpu_graph.graph(bench))
     assert [row["bits"] for row in rows(graph, backend="cpu")] == ["equal", "equal"]
     assert rows(graph, backend="triton")[0]["absent"] == "left out"
@@ -130,12 +156,16 @@ def broken(work: object) -> Callable[[], None]:
 
 def test_peers_are_asked_and_one_without_memory_is_a_row(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     assert {peer for _, peer, *_ in _peers.STEP} >= set(_gpu_peers.ASKED)
+    assert _peers.in_place in _gpu_peers.ASKED
+    assert all(12 * _gpu_peers.TENSORS * each > 8 * 50e6 for each in _gpu_peers.SIZES.values())  # caches
     monkeypatch.setattr(_gpu_peers, "ASKED", (_peers.eager, broken))
     monkeypatch.setattr(
         _peers, "STEP", [p for p in _peers.STEP if p[1] is _peers.eager] + [("big", broken, "peer", 16)]
     )
     for table in _gpu_peers.peers(bench):
-        assert rows(table, name="PyTorch eager")[0]["gain"] > 0
+        eager = rows(table, name="PyTorch eager")[0]
+        assert eager["gain"] > 0
+        assert eager["mine"] == "cpu"
         assert rows(table, name="big")[0]["absent"] == "out of memory"
         assert rows(table, name="llc_fast, triton")[0]["absent"] == "left out"
         assert rows(table, name="llc_fast, cpu")[0]["ns"] > 0
@@ -180,41 +210,3 @@ def test_rows_after_the_deadline_say_so(bench: Bench, monkeypatch: pytest.Monkey
     )  # a second for each that is timed
     found = rows(last(_gpu_bandwidth.noise(some)), backend="cpu")
     assert [row["absent"] for row in found] == ["no sample was taken"] * 3 + [NO_TIME] * 7
-
-
-class Event:
-    """Half a second between two of them; in the past once `tries` were made."""
-
-    tries, made = 0, 0
-
-    def __init__(self, enable_timing: bool) -> None:
-        Event.made += 1
-
-    def record(self) -> None:
-        pass
-
-    def query(self) -> bool:
-        return Event.made <= 2 * Event.tries
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, other: Event) -> float:
-        return 500.0
-
-
-def test_the_device_sleeps_until_the_host_is_ahead(monkeypatch: pytest.MonkeyPatch):
-    slept: list[int] = []
-    monkeypatch.setattr(Event, "made", 0)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
-    monkeypatch.setattr(Event, "tries", 2)
-    device = _gpu_device.Cuda()
-    assert device.queued(lambda: None, 5) == pytest.approx(0.1)
-    assert slept == [2_000_000, 8_000_000, 32_000_000]
-    assert device.queued(lambda: None, 5) == pytest.approx(0.1)
-    assert slept[3:] == [32_000_000]
-    monkeypatch.setattr(Event, "tries", 1000)
-    with pytest.raises(RuntimeError, match="did not get ahead"):
-        device.queued(lambda: None, 5)

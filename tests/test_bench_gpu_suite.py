@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,15 +20,20 @@ from test_bench_gpu import bench as bench
 from test_bench_gpu import broken, rows
 
 from llc_fast.benchmarks import (
+    _gpu_compile,
     _gpu_part,
     _gpu_process,
+    _gpu_targets,
     _gpu_tests,
+    chain,
     gpu,
+    run,
 )
-from llc_fast.benchmarks._gpu_device import NO_TIME, Bench
+from llc_fast.benchmarks._gpu_device import NO_TIME, Bench, Deadline
 from llc_fast.benchmarks._gpu_part import LOST, Book
 from llc_fast.benchmarks._gpu_tests import Place
-from llc_fast.benchmarks._table import Report, Table
+from llc_fast.benchmarks._table import WIDTH, Report, Table
+from llc_fast.benchmarks._work import Setting
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = {
@@ -111,6 +120,53 @@ def test_what_there_is_no_time_for_is_not_begun(tmp_path: Path):
     assert suite.run(gpu.WHOLE)
     assert [part for part, _ in planted.started] == gpu.WHOLE[:3]
     assert {states(suite)[part] for part in gpu.WHOLE[3:]} == {NO_TIME}
+    suite.finish(250.0)
+    short = " ".join((tmp_path / "summary.txt").read_text().split())
+    assert f"{NO_TIME} for: noise costs, fp32; noise costs, split; launches more" in short
+    assert "compute-sanitizer: runs with findings at most 0 - not measured" in short
+
+
+def test_parts_that_hold_targets_leave_time_for_the_build():
+    held = {t.part for t in _gpu_targets.TARGETS} - {"sanitize"}
+    assert held == set(gpu.WHOLE) - {"chain"}
+    assert gpu.WHOLE[-1] == "chain"
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    seconds = {k: int(v) for k, v in re.findall(r"^(WHOLE|PART)_SECONDS=(\d+)", script, re.M)}
+    assert sum(gpu.BUDGETS[part] for part in held) + gpu.GRACE <= seconds["WHOLE"] - 75
+    assert seconds["WHOLE"] + _gpu_process.STOP <= 480
+    assert seconds["PART"] + _gpu_process.STOP + 20 < 600
+    assert re.search(r'^PARTS="(.*)"', script, re.M)[1].split() == ["build", *gpu.WHOLE, "sanitize"]
+
+
+def test_a_chain_knows_what_time_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Setting] = []
+    monkeypatch.setattr(run, "ask", lambda names, setting: asked.append(setting) or iter(()))
+    assert list(_gpu_part.chain(replace(bench, deadline=Deadline(7.0, clock=lambda: 0.0)))) == []
+    assert asked[0].backends == ("cpu",)
+    assert asked[0].left() == 7.0
+
+
+def test_results_of_a_part_that_is_run_again_are_written_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert run_main(tmp_path, monkeypatch, "noise") == 0
+    Book(tmp_path / "gpu.json", "c", FACTS).put(Table("gpu-noise", "Noise", []))
+    assert run_main(tmp_path, monkeypatch, "noise", noise=[1]) == 1
+    keys = [t.key for t in Report.read(tmp_path / "gpu.json").tables]
+    assert keys == ["gpu-noise", "gpu-run", "gpu-targets"]
+    heads = re.findall("^## (.*)", (tmp_path / "gpu.md").read_text(), re.M)
+    assert heads == ["Noise", "Parts", "Targets"]
+    assert "FAILED" in (tmp_path / "gpu.md").read_text().partition("## Parts")[2]
+
+
+def test_the_summary_has_all_of_a_long_heading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FACTS, "cpu", "a CPU with quite a name " * 5)
+    monkeypatch.setitem(FACTS, "commit", "0123456789ab+")
+    assert run_main(tmp_path, monkeypatch, "all") == 0
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert "commit 0123456789ab+" in " ".join(lines)
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) <= 40
 
 
 def test_a_part_writes_what_it_has_before_it_breaks(
@@ -213,6 +269,45 @@ def test_findings_of_a_sanitizer(text: str, code: int, whole: bool, bad: bool):
 # --- gpu.sh ---
 
 
+def test_a_plugin_that_does_not_load_does_not_stop_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nbroken = not_to_be_found\n")
+    file = tmp_path / "test_planted.py"
+    file.write_text("import pytest\n@pytest.mark.gpu\ndef test_one(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    where = _gpu_tests._in(Place(tmp_path, tmp_path))
+    workers = 2 if importlib.util.find_spec("xdist") else 0
+    found = subprocess.run(
+        _gpu_tests.command([str(file)], workers), capture_output=True, text=True, timeout=120, **where
+    )
+    assert _gpu_tests.counts(found.stdout) == {"passed": 1}, found.stdout + found.stderr
+    del where["env"]["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+    stopped = subprocess.run(
+        _gpu_tests.command([str(file)]), capture_output=True, text=True, timeout=120, **where
+    )
+    assert "not_to_be_found" in stopped.stderr
+
+
+def test_logs_of_processes_are_not_left_in_the_results(bench: Bench, tmp_path: Path):
+    place = Place(ROOT, tmp_path / "out")
+    place.out.mkdir()
+    seen: set[str] = set()
+
+    def ended(runs: list[subprocess.Popen[bytes]], seconds: float) -> list[bool]:
+        seen.update(f.name for f in place.out.iterdir())
+        return [False for _ in runs]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, run in ((_gpu_tests, _gpu_tests.sanitize), (_gpu_compile, _gpu_compile.compiled)):
+            patch.setattr(module, "ended", ended)
+            assert len(list(run(bench, place))) == 1
+    assert seen == {"sanitize.log"}
+    assert {f.name for f in place.out.iterdir()} == {"sanitize.log"}
+
+
 def gpu_sh(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *map(str, arguments)]
     where = {"PATH": "/usr/bin:/bin:/usr/local/bin", "HOME": "/", "PYTHON": sys.executable, **env}
@@ -230,6 +325,27 @@ def test_gpu_sh_refuses_what_it_does_not_know(tmp_path: Path):
     assert gpu_sh(tmp_path, WHEELS=str(tmp_path / "none")).returncode == 2
     assert gpu_sh(tmp_path, PYTHON="/none").returncode == 1
     assert gpu_sh("--help").stdout.startswith("The benchmarks and tests that need a GPU")
+
+
+def digest(wheels: Path) -> str:
+    script = f". {ROOT}/benchmarks/gpu.sh; PY=python CARD=90 WHEELS=$1; digest"
+    found = subprocess.run(
+        ["bash", "-c", script, "-", str(wheels)], capture_output=True, text=True, check=True
+    )
+    assert len(found.stdout.strip()) == 16
+    return found.stdout
+
+
+def test_the_same_wheels_elsewhere_are_no_other_build(tmp_path: Path):
+    for i, (name, text) in enumerate((("a", "1"), ("b", "1"), ("longer", "12"))):
+        (tmp_path / name).mkdir()
+        wheel = tmp_path / name / "x-1-py3-none-any.whl"
+        wheel.write_text(text)
+        os.utime(wheel, (i * 10**8, i * 10**8))
+    a, b, longer = (digest(tmp_path / name) for name in ("a", "b", "longer"))
+    assert a == b != longer
+    (tmp_path / "b" / "y-1-py3-none-any.whl").write_text("")
+    assert digest(tmp_path / "b") != a
 
 
 @pytest.mark.slow
@@ -251,7 +367,7 @@ def test_the_whole_dry_run(tmp_path: Path):
     assert {
         "gpu-peers-64M",
         "gpu-peers-256M",
-        "chain-gpt2-tiny",
+        *(f"chain-{case.model}" for case in chain.questions(Setting(scale="tiny"))[0]),
         "gpu-sanitize",
         "gpu-tests",
         "gpu-roofline",

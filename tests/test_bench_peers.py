@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
 import math
+import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from llc_fast.benchmarks import _peers, step
+from llc_fast.benchmarks import _peers, noise, step
 from llc_fast.benchmarks._timing import Call
-from llc_fast.benchmarks._work import LOCALIZATION, LR, NBETA, OWN, Work, ours
+from llc_fast.benchmarks._work import LOCALIZATION, LR, NBETA, OWN, Setting, Work, make, ours
 
 SHAPES = [(60_000,), (200, 200)]
 ERRORS = 4.5  # standard errors that a number may be off by: 7e-6 of all true ones are farther
@@ -109,6 +112,53 @@ def test_what_moves_and_in_whose_memory(name: str, work: Work) -> None:
     else:
         # A sum may round to where it was: AdamW's steps of LR are below half an ulp of weights above 16 or 32.
         assert changed > (0.5 if "AdamW" in name else 0.99)
+
+
+def test_a_compiled_step_is_one_call_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled in its first call; a call a tensor would be as slow as Python is."""
+    calls: list[int] = []
+    real = torch.compile
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        index = len(calls)
+        calls.append(0)
+
+        def run(*operands: Tensor) -> object:
+            calls[index] += 1
+            return graph(*operands)
+
+        return run
+
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic, options: real(f, backend=backend, dynamic=dynamic)
+    )
+    made = make([(n + 2, 5) for n in range(12)])
+    call = _peers.compiled(made)
+    for _ in range(4):
+        call()
+    assert calls == [4]
+
+
+@pytest.mark.parametrize("who", ["blackjax", "noise"])
+def test_jax_does_not_take_a_gpu_for_itself(who: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its setting is there when JAX is first imported; who has set it already is obeyed."""
+    key, real, seen = "XLA_PYTHON_CLIENT_PREALLOCATE", builtins.__import__, []
+
+    def blocked(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] in ("jax", "blackjax"):
+            seen.append(os.environ.get(key))
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    for before, wanted in ((None, "false"), ("true", "true")):
+        monkeypatch.setenv(key, before or "")
+        if before is None:
+            monkeypatch.delenv(key)
+        with pytest.raises(ModuleNotFoundError):
+            _peers.blackjax(work) if who == "blackjax" else noise._jax(8, Setting())
+        assert seen.pop() == wanted
+        assert not seen
 
 
 def test_noise_alone_draws_a_number_for_each_weight(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..errors import BackendError
 from ..group import STORAGE_CODES, Backend, Gradients, Group, Storage
 from ..noise import KINDS
 from ..samplers import Sampler
-from ..scalars import SCALARS, Scalars
+from ..scalars import Scalars
 
 try:
     from .. import _cpu
@@ -40,15 +41,15 @@ class Cpu:
         call: _Call | None = group.cache.get("cpu")
         if call is None:
             call = group.cache["cpu"] = _Call(group)
-        addresses = group.gradient_addresses(grads)
-        if addresses is not call.addresses:
-            call.addresses, call.at = addresses, addresses.ctypes.data
-        call.scalars[:] = scalars.pack(step)
+        addresses, known = group.gradient_addresses(grads), call.addresses
+        if known is None or known[0] is not addresses:
+            known = call.addresses = addresses, addresses.ctypes.data
+        packed = array("B", scalars.pack(step))  # this call's own: it is read while other threads may step
         _cpu.sgld_step(
             call.rows_at,
-            call.at,
+            known[1],
             call.tiles,
-            call.scalars_at,
+            packed.buffer_info()[0],
             *call.kind,
             scalars.terms,
             0 if group.sums is None else group.sums.data_ptr(),
@@ -75,16 +76,13 @@ class Cpu:
 
 
 class _Call:
-    """What a group's steps have in common: the table, where it is, and the buffer of the scalars."""
+    """What a group's steps have in common: the table and where it is; addresses: the last gradients', and where."""
 
     def __init__(self, group: Group) -> None:
         self.rows = group.rows()
         self.rows_at, self.tiles = self.rows.ctypes.data, len(self.rows)
-        buffer = np.zeros(SCALARS, dtype=np.uint8)
-        self.scalars, self.scalars_at = buffer.data, buffer.ctypes.data
         self.kind = codes()[group.sampler.kernel], STORAGE_CODES[group.storage], KINDS.index(group.noise)
-        self.addresses: npt.NDArray[np.int64] | None = None
-        self.at = 0
+        self.addresses: tuple[npt.NDArray[np.int64], int] | None = None
 
 
 @cache

@@ -212,6 +212,7 @@ class _Launch:
         else:
             ordered = addresses if self.order is None else addresses[self.order]
             view[SCALARS:] = ordered.view(np.uint8)
+            self.addresses = None  # until the device has all of them
             self.inputs.copy_(host, non_blocking=True)
             self.addresses = addresses
         copied.record(self.stream)

@@ -121,8 +121,7 @@ class Launch:
     buckets: Tensor
     shift: int
     chunks: int
-    addresses: npt.NDArray[np.int64]
-    grads: Tensor
+    grads: tuple[npt.NDArray[np.int64], Tensor]  # their addresses, here and on the device
     masked: bool
     bounds: Tensor | None = None
     partials: Tensor | None = None
@@ -134,7 +133,7 @@ def prepare(group: Group, addresses: npt.NDArray[np.int64], vectors: int) -> Lau
     tensors = (_upload(a, group.device) for a in (g.table, g.first_chunk, g.buckets, addresses))
     table, first_chunk, buckets, grads = tensors
     masked = any(group.masks[tile.tensor] is not None for tile in group.tiles)
-    launch = Launch(table, first_chunk, buckets, g.shift, g.chunks, addresses, grads, masked)
+    launch = Launch(table, first_chunk, buckets, g.shift, g.chunks, (addresses, grads), masked)
     if group.sums is not None:
         launch.bounds = _upload(g.bounds, group.device)
         launch.partials = torch.empty((SUMS, g.chunks), dtype=torch.float32, device=group.device)
@@ -175,15 +174,16 @@ class Triton:
         launch: Launch | None = group.cache.get("triton")
         if launch is None:
             launch = group.cache["triton"] = prepare(group, addresses, sizes["VECTORS"])
-        elif addresses is not launch.addresses and not np.array_equal(addresses, launch.addresses):
-            launch.addresses, launch.grads = addresses, _upload(addresses, group.device)
+        grad = launch.grads
+        if addresses is not grad[0] and not np.array_equal(addresses, grad[0]):
+            grad = launch.grads = addresses, _upload(addresses, group.device)
         packed = np.frombuffer(scalars.pack(step), dtype=np.int32).copy()
         with _on(group.device):
             sgld_step[(launch.chunks,)](
                 launch.table,
                 launch.first_chunk,
                 launch.buckets,
-                launch.grads,
+                grad[1],
                 _upload(packed, group.device),
                 launch.partials,
                 launch.shift,

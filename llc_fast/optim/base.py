@@ -20,11 +20,12 @@ from ..plan import Plan
 from ..samplers import find
 from ..scalars import MAX_STEP, Scalars, check_integer, check_stream
 from ..shard import local, prepare, refuse_unsharded
+from ..steady import same
 from ..sums import COLUMNS
 from ..tiles import check_memory, pack
 from ..types import Box, Selection
 from .chosen import chosen_boxes, given_masks, moving_tiles, tensor_ids
-from .memo import Memo
+from .memo import Apart, Memo
 from .saved import FORMAT, SAME, guarded
 from .sketches import Sketches
 
@@ -94,7 +95,8 @@ class Langevin(torch.optim.Optimizer):
 
     def _fresh(self) -> None:
         """Forget what is rebuilt where missing."""
-        self._plans: dict[int, tuple[tuple[object, ...], Plan]] = {}
+        self._plans: dict[int, tuple[tuple[object, ...], list[Tensor], Plan]] = {}
+        self._apart = Apart()
         self._last: dict[int, tuple[Plan, Scalars]] = {}
         self._memo = Memo()
 
@@ -180,7 +182,7 @@ class Langevin(torch.optim.Optimizer):
         """Count the steps that CUDA graphs have made."""
         for index, group in enumerate(self.param_groups):
             if index in self._plans:
-                group["step"] = max(group["step"], self._plans[index][1].next_step())
+                group["step"] = max(group["step"], self._plans[index][-1].next_step())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights, see PyTorch's; reads the step number back where CUDA graphs have made steps."""
@@ -200,6 +202,8 @@ class Langevin(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            check_integer("step", group["step"])
         self._follow()
         ids = self._memo.ids(self.param_groups, lambda: tensor_ids(self.param_groups, self._selection))
         work = []
@@ -218,6 +222,8 @@ class Langevin(torch.optim.Optimizer):
             if plan is not None:
                 grads = plan.check([p.grad for p in moving], scalars)
                 work.append((index, plan, grads, scalars, group["step"]))
+        if len(work) > 1:
+            self._apart.check([(f"param_groups[{i}]", plan.operands, grads) for i, plan, grads, _, _ in work])
         if self._sketches is not None:
             self._sketches.take([(plan, grads, scalars, step) for _, plan, grads, scalars, step in work])
         self._last = {}
@@ -321,8 +327,9 @@ class Langevin(torch.optim.Optimizer):
         states = [self.state[p] for p, _ in moving]
         tensors = [t for (p, _), s in zip(moving, states, strict=True) for t in (p, *s.values())]
         chosen = seed, group["chain"], group["noise"], group["state"], group["sampler"], self.save_metrics
-        stamp = (*chosen, *(i for _, i in moving), *(id(t) for t in tensors))
-        if index not in self._plans or self._plans[index][0] != stamp:
+        stamp = (*chosen, *(i for _, i in moving), *(name for s in states for name in s))
+        known = self._plans.get(index)
+        if known is None or known[0] != stamp or not same(known[1], tensors):
             sampler = find(group["sampler"])
             params = [p for p, _ in moving]
             tiles, bits = moving_tiles(
@@ -347,8 +354,8 @@ class Langevin(torch.optim.Optimizer):
                 sums=self.save_metrics,
                 backend=self._backend,
             )
-            self._plans[index] = (stamp, plan)
-        return self._plans[index][1]
+            known = self._plans[index] = stamp, tensors, plan
+        return known[-1]
 
     def _thermostat(self, group: dict[str, Any]) -> Tensor | None:
         kept = (self.state[p].get("thermostat") for p in group["params"] if p in self.state)

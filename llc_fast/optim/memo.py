@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from ..group import Gradients
 from ..plan import Plan
 from ..scalars import Scalars
+from ..steady import Operands, same
+from ..tiles import check_memory, spans, touches
 
 _PLAIN = {float, int, str, type(None)}  # which nobody can change in place
 _trained = attrgetter("requires_grad")
@@ -30,7 +35,7 @@ class Memo:
         """The checked numbers of a group, which are among its values of these names."""
         values = [group.get(name) for name in names]
         known = self._scalars.get(id(group))
-        if known is not None and _same(known[0], values):
+        if known is not None and same(known[0], values):
             return known[1]
         scalars = check()
         if all(type(value) in _PLAIN for value in values):
@@ -48,9 +53,9 @@ class Memo:
         return self._ids[1]
 
     def look(self, state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Forget the plans if other tensors than before are kept for any parameter."""
-        kept = [value for own in state.values() for value in own.values()]
-        if not _same(kept, self._kept):
+        """Forget the plans if anything else than before, or by another name, is kept for any parameter."""
+        kept = [entry for p, own in state.items() for entry in (p, *own, *own.values())]
+        if not same(kept, self._kept):
             self._kept = kept
             self._plans = {}
 
@@ -60,8 +65,8 @@ class Memo:
         """What moves of a group, and its plan. chosen: what else the plan was made of."""
         if index not in self._plans:
             return None
-        same, known, trained, moving, plan = self._plans[index]
-        if same != chosen or not _same(known, params) or list(map(_trained, params)) != trained:
+        made, known, trained, moving, plan = self._plans[index]
+        if made != chosen or not same(known, params) or list(map(_trained, params)) != trained:
             return None
         return moving, plan
 
@@ -71,6 +76,34 @@ class Memo:
         self._plans[index] = chosen, list(params), list(map(_trained, params)), moving, plan
 
 
-def _same(a: Sequence[object], b: Sequence[object]) -> bool:
-    """Whether they hold the same objects."""
-    return len(a) == len(b) and all(map(is_, a, b))
+class Apart:
+    """Checks that no plan of several that step one after the other writes what another one reads or writes."""
+
+    def __init__(self) -> None:
+        self._operands: list[Operands] = []
+        self._spans = spans([])
+        self._sizes = np.zeros(0, dtype=np.uint64)
+        self._addresses: list[npt.NDArray[np.int64]] = []
+
+    def check(self, plans: Sequence[tuple[str, Operands, Gradients]]) -> None:
+        """Raises if any does; with each comes its name."""
+        operands, addresses = [o for _, o, _ in plans], [g.addresses for _, _, g in plans]
+        if not same(operands, self._operands):
+            self._operands, self._addresses = [], []
+            self._in_full([(name, o, None) for name, o, _ in plans])
+            self._spans = spans([t for o in operands for _, t in o.written])
+            self._sizes = np.array([p.nbytes for o in operands for p in o.params], dtype=np.uint64)
+            self._operands = operands
+        if not same(addresses, self._addresses):
+            self._addresses = []
+            if touches(self._spans, np.concatenate(addresses).view(np.uint64), self._sizes):
+                self._in_full(plans)
+            self._addresses = addresses
+
+    def _in_full(self, plans: Sequence[tuple[str, Operands, Gradients | None]]) -> None:
+        written, read = [], []
+        for name, operands, grads in plans:
+            written += [(f"{name} {own}", t) for own, t in operands.written]
+            read += [(f"{name} {own}", t) for own, t in operands.read]
+            read += [(f"{name} grads[{i}]", g) for i, g in enumerate(grads or ()) if g is not None]
+        check_memory(written, read)

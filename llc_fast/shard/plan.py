@@ -113,7 +113,7 @@ class ShardedPlan(Plan):
         mine = torch.zeros_like(sums)
         for _, group in self.groups:
             assert group.sums is not None
-            slots = self._slots[id(group)]
+            slots = group.owners
             rows = [k for k, (tensor, _) in enumerate(slots) if self.ranks.speaks[tensor]]
             owners = torch.tensor([self.chains.index(slots[k][1]) for k in rows], dtype=torch.int64)
             table = group.sums[rows][:, [INDEX["v2"], INDEX["n"]]]
