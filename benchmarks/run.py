@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ._machine import Others, machine, state
-from ._table import WIDTH, Report, Table, terminal, write_whole
+from ._table import TOLERATED, WIDTH, Report, Table, terminal, write_whole
 from ._timing import Pace, reason
 from ._work import Setting
 
@@ -31,7 +31,6 @@ PACES = {
     "quick": Pace(budget=1.0, least=5, most=25),
     "tiny": Pace(budget=0.0, least=1, most=1, sample=0.0),
 }
-TOLERATED = 0.04  # share of the processors
 DISTURBED = (
     "WARNING: other work took {:.0%} of the processors while this was timed. It holds up most whoever waits for all "
     "threads after each operation, which the peers do: do not trust the ratios."

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from llc_fast.benchmarks import _machine, run
-from llc_fast.benchmarks._table import Table
+from llc_fast.benchmarks._table import Report, Table
 from llc_fast.benchmarks._work import Setting
 
 CORES = os.cpu_count() or 1
@@ -31,3 +31,12 @@ def test_a_disturbed_table_says_so(monkeypatch, share, warned):
     assert table.others == share
     assert ("WARNING: other work took 30% of the processors" in table.text()) == warned
     assert table.text().endswith("How to read it.")
+
+
+@pytest.mark.parametrize(
+    ("others", "warned"), [([0.01, 0.02], False), ([0.01, None], False), ([None], True), ([0.3], True)]
+)
+def test_a_load_from_before_is_forgotten_where_tables_know_better(others, warned):
+    machine = {"cores": 2, "threads": 2, "load": [1.5, 0, 0], "after": {"load": [2.0, 0, 0]}}
+    tables = [Table(str(i), "T", [], others=share) for i, share in enumerate(others)]
+    assert bool(Report("bench", machine, tables).warnings()) == warned
