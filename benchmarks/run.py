@@ -95,9 +95,12 @@ def run(
             write(report, out, json)
     except KeyboardInterrupt:
         if report.tables:
-            show(f"finished: {', '.join(t.key for t in report.tables)}\n{_wrote(report, out, json)}")
+            show(f"finished: {', '.join(t.key for t in report.tables)}")
+            name_files(report, out, json)
         raise
-    show("\n".join([*report.warnings(), _wrote(report, out, json)]))
+    if report.warnings():
+        show("\n".join(report.warnings()))
+    name_files(report, out, json)
     return report
 
 
@@ -107,7 +110,7 @@ def render(report: Report, *, out: Path | None = None, json: Path | None = None)
     for table in report.tables:
         print(table.text() + "\n")
     write(report, out, json, report.tables)
-    show(_wrote(report, out, json))
+    name_files(report, out, json)
 
 
 def show(text: str) -> None:
@@ -150,5 +153,7 @@ def written(report: Report, out: Path | None, json: Path | None) -> list[Path]:
     return [p for p in paths if p.exists()]
 
 
-def _wrote(report: Report, out: Path | None, json: Path | None) -> str:
-    return "\n".join(f"wrote {path}" for path in written(report, out, json))
+def name_files(report: Report, out: Path | None, json: Path | None) -> None:
+    """One a line, never folded: a path is to be copied."""
+    for path in written(report, out, json):
+        print(f"wrote {path}", flush=True)
