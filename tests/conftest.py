@@ -58,3 +58,13 @@ def isa(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(reason)
     return request.param
+
+
+@pytest.fixture(params=["guards", "python"])
+def facts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Tensors are compared by PyTorch's guards, and as where there are none."""
+    from llc_fast import steady
+
+    if request.param == "python":
+        monkeypatch.setattr(steady, "_guards", lambda: None)
+    return request.param

@@ -20,14 +20,6 @@ SETTINGS = {"lr": 1e-3, "nbeta": 30.0, "localization": 5.0}
 Outcome = tuple[object, ...]
 
 
-@pytest.fixture(params=["guards", "python"])
-def facts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Tensors are compared by PyTorch's guards, and as where there are none."""
-    if request.param == "python":
-        monkeypatch.setattr(steady, "_guards", lambda: None)
-    return request.param
-
-
 class Operands:
     """Those of a plan of bf16 and fp32 matrices with remainders and buffers, the same at each construction."""
 

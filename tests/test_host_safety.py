@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llc_fast import SGLD, RMSpropSGLD, functional, steady
+from llc_fast import SGLD, RMSpropSGLD, functional
 from llc_fast.backends import cpu_backend
 from llc_fast.errors import BackendError, LlcFastError
 from llc_fast.plan import Plan
@@ -23,14 +23,6 @@ from llc_fast.tiles import pack
 
 SETTINGS = {"lr": 1e-2, "nbeta": 3.0, "localization": 5.0}
 SCALARS = Scalars.check(**SETTINGS, friction=0.3)
-
-
-@pytest.fixture(params=["guards", "python"])
-def facts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Tensors are compared by PyTorch's guards, and as where there are none."""
-    if request.param == "python":
-        monkeypatch.setattr(steady, "_guards", lambda: None)
-    return request.param
 
 
 class Operands:

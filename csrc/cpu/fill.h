@@ -69,7 +69,7 @@ struct Prefetch {
     bytes[count++] = size;
   }
   // A line of each operand's group g, for `line` from 0 to 3. The four calls stand apart, for a processor has
-  // room for few requests: twelve at once made a step slower by two thirds.
+  // room for few requests: a dozen in a row stall it.
   void fetch(int g, int line) const {
     for (int t = 0; t < count; ++t)
       if (line * 64 < bytes[t]) __builtin_prefetch((const char*)(at[t] + g * bytes[t] + line * 64), 1);
