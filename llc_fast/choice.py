@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .digests import weights_digest
 from .errors import ArgumentError, ArgumentTypeError, ModelError
 from .group import DTYPES
-from .results import weights_digest
 from .selection import Component, named_parameters, parameter_table, select
 from .shard import Ranks, full, local, local_tiles
 from .tiles import locate, view

@@ -51,7 +51,8 @@ class Group:
     packed bits (`tiles.pack`), None where every element of the tiles moves. keys: the Philox key of each tile's
     chain. noise: its kind. xi: fp64, the friction of each tile's chain, None for the scalars'. slots: the row of
     each tile in `sums`, fp64 (slots, 24), which a step adds to; None for no sums. owners: the (tensor, chain) of each
-    of these rows; row_tensors, row_chains: these tensors, and the places of these chains, on the device. moved,
+    of these rows; row_tensors, row_chains: these tensors, and the places of these chains, on the device;
+    ordered: whether these are all parameters of all chains, in order. moved,
     beside: the params, and what is kept beside them, whose change autograd is told of. cache: whatever a backend
     keeps between steps.
     """
@@ -74,6 +75,7 @@ class Group:
     owners: Sequence[tuple[int, int]] = ()
     row_tensors: Tensor | None = None
     row_chains: Tensor | None = None
+    ordered: bool = False
     moved: Sequence[int] = ()
     beside: Sequence[Tensor] = ()
     cache: dict[str, Any] = field(default_factory=dict)

@@ -52,8 +52,13 @@ def _mul(a: int | Tensor, b: int) -> tuple[Tensor | int, Tensor | int]:
     return (p >> 32) & _MASK, p & _MASK
 
 
-def words(index: Tensor, key: tuple[int, int], step: int, tensor_id: int, domain: int) -> list[Tensor]:
-    """The four random words of each block index (int64 tensor), as int64 tensors of 32-bit values."""
+def words(
+    index: Tensor, key: tuple[int | Tensor, int | Tensor], step: int, tensor_id: int, domain: int
+) -> list[Tensor]:
+    """The four random words of each block index (int64 tensor), as int64 tensors of 32-bit values.
+
+    key: of all of them, or int64 tensors that broadcast with index.
+    """
     x0 = index & _MASK
     x1 = ((index >> 32) & _MASK) | (domain << 24)
     x2 = torch.full_like(index, step)

@@ -187,13 +187,23 @@ class Plan:
 
     def totals(self) -> Tensor:
         """The sums of the last step by parameter, fp64 (params, 24), on the first parameter's device."""
+        return self.chain_totals().sum(dim=0)
+
+    def chain_totals(self) -> Tensor:
+        """The same for each of `chains`, fp64 (chains, params, 24)."""
         if not self.sums:
             raise ArgumentError("sums were not asked for: give sums=True")
-        out = torch.zeros((len(self.params), COLUMNS), dtype=torch.float64, device=self.params[0].device)
+        chains, count = len(self.chains), len(self.params)
+        if len(self.groups) == 1 and self.groups[0][1].ordered:  # several times faster than to add them up
+            table = self.groups[0][1].sums
+            assert table is not None
+            return table.clone().view(chains, count, COLUMNS)
+        out = torch.zeros((chains * count, COLUMNS), dtype=torch.float64, device=self.params[0].device)
         for _, group in self.groups:
-            if group.sums is not None and group.row_tensors is not None:
-                out.index_add_(0, group.row_tensors.to(out.device), group.sums.to(out.device))
-        return out
+            if group.sums is not None and group.row_tensors is not None and group.row_chains is not None:
+                rows = group.row_chains * count + group.row_tensors
+                out.index_add_(0, rows.to(out.device), group.sums.to(out.device))
+        return out.view(chains, count, COLUMNS)
 
     def _move_thermostat(self, scalars: Scalars) -> None:
         """xi + mean(v^2) - lr, over the selected weights of each chain."""
@@ -257,6 +267,10 @@ class Plan:
                     group.sums = torch.zeros((len(slots), COLUMNS), dtype=torch.float64, device=device)
                     rows = [(tensor, self.chains.index(chain)) for tensor, chain in slots]
                     group.row_tensors, group.row_chains = torch.tensor(rows, device=device).unbind(1)
+                    everyone = [
+                        (tensor, k) for k in range(len(self.chains)) for tensor in range(len(self.params))
+                    ]
+                    group.ordered = rows == everyone
             if self.thermostat is not None:
                 entries = self.thermostat.view(-1)
                 group.xi = [entries[self.chains.index(chain)] for chain in chains]

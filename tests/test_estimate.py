@@ -8,7 +8,7 @@ from torch import nn
 from llc_fast import select, sgld_step_
 from llc_fast.errors import ChainError
 from llc_fast.estimate import estimate_llc
-from llc_fast.sampling import Displacement, Trace, batch_order
+from llc_fast.sampling import Displacement, Schedule, Trace, batch_order, empty_records
 from llc_fast.selection import parameter_table
 from llc_fast.types import Box, Selection, Tile
 
@@ -54,6 +54,7 @@ def test_chains_are_those_of_the_step_itself(dtype):
         num_steps_bw_draws=2,
         seed=7,
         bounding_box_size=10.0,
+        stacked=False,
         **settings,
     )
     params = [dict(model.named_parameters())[name] for name in names]
@@ -231,7 +232,7 @@ def test_chains_at_the_box_are_dead():
     assert free.dead_chains == {}
     with pytest.raises(ChainError, match=r"% of its weights at the box"):
         estimate_llc(Vector(0.0, 0.0), loss, [0], bounding_box_size=0.05, **run)
-    trace = Trace(steps=3, draws=2)
+    trace = Trace({name: values[0] for name, values in empty_records(1, Schedule(2, 1, 1)).items()})
     trace.boxed[:] = [0.0, 0.1]
     assert trace.verdict is None
     trace.boxed[:] = [0.0, 0.11]

@@ -10,7 +10,7 @@ from torch import nn
 from llc_fast.estimate import estimate_llc
 from llc_fast.sampling import batch_order
 
-RUN = {"lr": 1e-2, "nbeta": 20.0, "localization": 5.0, "num_draws": 6, "num_chains": 2}
+RUN = {"stacked": False, "lr": 1e-2, "nbeta": 20.0, "localization": 5.0, "num_draws": 6, "num_chains": 2}
 
 
 def network(dtype=torch.float32):

@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import torch
 from test_estimate import RUN, Vector, batches, losses, network
 from torch import nn
@@ -18,7 +19,7 @@ from llc_fast.types import Box, Selection
 def test_controls_give_zero_and_say_so():
     for control in ({"lr": 0.0}, {"nbeta": 0.0}):
         result = estimate_llc(network(), losses, batches(), **{**RUN, **control})
-        assert result.llc_mean == 0
+        assert result.llc_mean == 0.0
         assert any("a control" in note for note in result.notes)
 
 
@@ -135,11 +136,21 @@ def test_result_prints_and_is_json():
     assert high < result.interval(0.9)[1]
 
 
-def test_progress_is_told_every_step():
+@pytest.mark.parametrize("stacked", [False, True])
+def test_progress_is_told_every_step(stacked):
     calls = []
     result = estimate_llc(
-        network(), losses, batches(), num_chains=2, progress=lambda *a: calls.append(a), **RUN
+        network(),
+        losses,
+        batches(),
+        num_chains=2,
+        stacked=stacked,
+        progress=lambda *a: calls.append(a),
+        **RUN,
     )
+    if stacked:
+        assert [chain for chain, *_ in calls] == [0, 1] * 12
+        calls.sort()
     assert [(chain, step, total) for chain, step, total, _ in calls] == [
         (c, i, 12) for c in range(2) for i in range(12)
     ]
@@ -171,7 +182,7 @@ def test_a_scalar_loss_and_losses_of_samples_are_one():
 def test_the_example_runs():
     """Its tolerance is 4 standard errors."""
     module = importlib.import_module("llc_fast.estimate")
-    assert doctest.testmod(module) == (0, 5)
+    assert doctest.testmod(module) == (0, 6)
 
 
 def test_a_value_that_no_minimum_can_have_is_called_out() -> None:

@@ -1,21 +1,25 @@
-"""One chain of a sampler: the order of its batches, its steps and draws, and its death."""
+"""Chains of a sampler that walk at once: their steps and draws, their death, and how they are stopped and continued."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ..errors import WeightOverflowError
-from ..noise import BATCH_ORDER, chain_key, words
+from ..metrics import control, virial
+from ..noise import chain_key
 from ..plan import Plan
 from ..scalars import Scalars
-from .displacement import Displacement
-from .problem import Problem
+from ..sums import COLUMNS, INDEX
+from .order import Order
 
 Progress = Callable[[int, int, int, float], None]
 
@@ -24,11 +28,12 @@ MAX_BOXED = 0.05  # a chain with more of its weights at the box is dead
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which steps of a chain are draws."""
+    """Which steps of a chain are draws, and how many batches a step takes."""
 
     num_draws: int
     num_burnin_steps: int
     num_steps_bw_draws: int
+    gradient_accumulation_steps: int = 1
 
     @property
     def steps(self) -> int:
@@ -40,26 +45,21 @@ class Schedule:
         return self.num_burnin_steps + self.num_steps_bw_draws * np.arange(self.num_draws, dtype=np.int64)
 
 
-@dataclass
 class Trace:
     """What a chain leaves behind: one entry a step, or one a draw; NaN from its death on.
 
-    loss: before the update; batch: which of the pool gave it, -1 after death. distance, dot, boxed: see
-    `Displacement.measure`. death: why the chain ended early, or None.
+    loss: before the update, batch: which of the pool gave it, -1 after death, (steps, batches of a step). virial:
+    mean of d.a over the weights, before the update. drawn, drawn_batch: loss and batches of draws, which may be
+    taken on batches of their own. distance, dot, boxed: see `Displacement.measure`. controls: of each step and
+    parameter z.(w + drift - w0) and z.g, sums: see `sums.NAMES`, if asked for. death: why the chain ended, or None.
     """
 
-    steps: int
-    draws: int
-    death: str | None = None
-    loss: npt.NDArray[np.float64] = field(init=False)
-    batch: npt.NDArray[np.int64] = field(init=False)
-    distance: npt.NDArray[np.float64] = field(init=False)
-    dot: npt.NDArray[np.float64] = field(init=False)
-    boxed: npt.NDArray[np.float64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.loss, self.batch = np.full(self.steps, math.nan), np.full(self.steps, -1)
-        self.distance, self.dot, self.boxed = (np.full(self.draws, math.nan) for _ in range(3))
+    def __init__(self, records: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.death: str | None = None
+        self.loss, self.batch, self.virial = records["loss"], records["batch"], records["virial"]
+        self.drawn, self.drawn_batch = records["drawn"], records["drawn_batch"]
+        self.distance, self.dot, self.boxed = records["distance"], records["dot"], records["boxed"]
+        self.controls, self.sums = records.get("controls"), records.get("sums")
 
     @property
     def verdict(self) -> str | None:
@@ -68,80 +68,215 @@ class Trace:
             return f"{boxed:.1%} of its weights at the box, on average over its draws"
         return self.death
 
+    def gains(self, baseline: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The loss of each draw less that of the same batches at w0, of which `baseline` has one for each batch."""
+        gains: npt.NDArray[np.float64] = self.drawn - baseline[self.drawn_batch].mean(axis=1)
+        return gains
 
-def run_chain(
-    problem: Problem,
-    plan: Plan,
-    displacement: Displacement,
+
+def empty_records(
+    chains: int, schedule: Schedule, *, params: int = 0, sums: bool = False
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of `Trace`, chains first; params: how many have controls."""
+    steps, draws, batches = schedule.steps, schedule.num_draws, schedule.gradient_accumulation_steps
+    shapes: dict[str, tuple[int, ...]] = {"loss": (steps,), "virial": (steps,)}
+    shapes |= dict.fromkeys(("drawn", "distance", "dot", "boxed"), (draws,))
+    if params:
+        shapes["controls"] = (steps, params, 2)
+    if sums:
+        shapes["sums"] = (steps, COLUMNS)
+    records: dict[str, npt.NDArray[Any]] = {
+        name: np.full((chains, *shape), math.nan) for name, shape in shapes.items()
+    }
+    records["batch"] = np.full((chains, steps, batches), -1, dtype=np.int32)
+    records["drawn_batch"] = np.full((chains, draws, batches), -1, dtype=np.int32)
+    return records
+
+
+class Walkers(Protocol):
+    """Chains that take their steps at once, each with weights of its own."""
+
+    chains: Sequence[int]
+    plan: Plan
+
+    def start(self, scalars: Scalars) -> None:
+        """Weights to where chains start, and what is kept beside them."""
+
+    def losses(self, batches: Sequence[int]) -> Tensor:
+        """What loss_fn returns for one batch of the pool a chain, (chains, ...)."""
+
+    def evaluate(self, batch: Any) -> Tensor:
+        """What loss_fn returns for a batch that all chains share, without a graph, (chains, ...)."""
+
+    def values(self, losses: Tensor) -> npt.NDArray[np.float64]:
+        """The mean loss of each chain, over all ranks."""
+
+    def gradients(self, losses: Tensor) -> list[Tensor | None]:
+        """Gradients of each chain's mean loss with respect to its weights."""
+
+    def measure(self) -> npt.NDArray[np.float64]:
+        """See `Displacement.measure`, (chains, 3)."""
+
+    def state(self) -> dict[str, Any]:
+        """All that a chain's next steps depend on."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a state."""
+
+
+class Watch(Protocol):
+    """Who is told what chains do."""
+
+    def losses(self, step: int, part: int, losses: Tensor) -> None:
+        """The losses of one of a step's batches, (chains, ...), before its update."""
+
+    def draw(self, draw: int, losses: Sequence[Tensor]) -> None:
+        """A draw, before its step's update; losses: of its batches, each (chains, ...)."""
+
+    def stepped(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """A step was made; state: what `walk` continues from. An exception ends the walk."""
+
+
+def walk(
+    walkers: Walkers,
+    order: Order,
     scalars: Scalars,
     schedule: Schedule,
     *,
+    record: Order | None = None,
+    controls: bool = False,
+    sums: bool = False,
+    watch: Watch | None = None,
     progress: Progress | None = None,
-) -> Trace:
-    """One chain from the anchor: at every step the loss, then a draw if one is due, then the update.
+    state: dict[str, Any] | None = None,
+) -> list[Trace]:
+    """Chains from the anchor: at every step the loss, then a draw if one is due, then the update.
 
-    plan: of this chain's stream. The loss is that of the weights before the update, on the batch that gives
-    its gradient. Each epoch passes over the pool once, in an order of its own.
+    A loss is that of the weights before the update, on the batches that give its gradient. record: the batches on
+    which draws are taken instead. controls, sums: whether traces have them. state: where a walk was left.
     """
-    trace = Trace(schedule.steps, schedule.num_draws)
+    count, chains = schedule.gradient_accumulation_steps, len(walkers.chains)
+    params = len(walkers.plan.params) if controls else 0
+    records = empty_records(chains, schedule, params=params, sums=sums)
+    deaths: dict[int, str] = {}
     draws = {int(step): i for i, step in enumerate(schedule.draw_steps)}
-    _start(plan, scalars)
-    pool = len(problem.batches)
-    for step in range(schedule.steps):
-        epoch, position = divmod(step, pool)
-        if position == 0:
-            order = batch_order(plan.seed, plan.chain, epoch, pool)
-        trace.batch[step] = order[position]
-        loss = problem.loss(order[position])
-        value = trace.loss[step] = problem.value(loss)
+    first = 0
+    if state is None:
+        walkers.start(scalars)
+    else:
+        first, records, deaths = state["step"], state["records"], state["deaths"]
+        walkers.load(state["walkers"])
+
+    def left(step: int) -> dict[str, Any]:
+        return {"step": step, "walkers": walkers.state(), "records": records, "deaths": deaths}
+
+    for step in range(first, schedule.steps):
+        if len(deaths) == chains:
+            break
+        batches = order.take(step, count)
+        means = np.zeros(chains)
+        grads: list[Tensor | None] = []
+        parts = []
+        for part in range(count):
+            loss = walkers.losses(batches[:, part].tolist())
+            means += walkers.values(loss) / count
+            if watch is not None:
+                watch.losses(step, part, loss.detach())
+            own = walkers.gradients(loss if count == 1 else loss / count)
+            grads = own if part == 0 else [_plus(a, b) for a, b in zip(grads, own, strict=True)]
+            parts.append(loss.detach())
+            del loss
+        living = _living(chains, deaths)
+        records["loss"][living, step], records["batch"][living, step] = means[living], batches[living]
+        for i in living[~np.isfinite(means[living])]:
+            deaths[int(i)] = f"loss {means[i]} at step {step}"
         if progress is not None:
-            progress(plan.chain, step, schedule.steps, value)
-        if not math.isfinite(value):
-            trace.death = f"loss {value} at step {step}"
-            return trace
-        if step in draws:
-            i = draws[step]
-            trace.distance[i], trace.dot[i], trace.boxed[i] = displacement.measure()
-            if not math.isfinite(trace.distance[i]):
-                trace.death = f"|w - w0|^2 is {trace.distance[i]} at step {step}"
-                return trace
-        if step + 1 < schedule.steps:  # nobody would see the last update
-            try:
-                plan.step(problem.gradients(loss), scalars, step)
-            except WeightOverflowError as e:
-                trace.death = f"{e} (step {step})"
-                return trace
-    return trace
+            for i in living:
+                progress(walkers.chains[i], step, schedule.steps, float(means[i]))
+        if step in draws and len(deaths) < chains:
+            draw = draws[step]
+            if record is not None:
+                batches = record.take(draw, count)
+                means, parts = _recorded(walkers, batches)
+            _draw(walkers, records, deaths, draw, batches, means, step)
+            if watch is not None and len(deaths) < chains:
+                watch.draw(draw, parts)
+        if len(deaths) == chains:
+            break
+        try:
+            walkers.plan.step(grads, scalars, step)
+        except WeightOverflowError as e:  # a lone chain's: those that walk together have no such dtype
+            deaths[0] = f"{e} (step {step})"
+            break
+        _sum_up(walkers.plan, scalars, records, _living(chains, deaths), step)
+        if watch is not None:
+            watch.stepped(step, partial(left, step + 1))
+    traces = []
+    for i in range(chains):
+        traces.append(Trace({name: values[i] for name, values in records.items()}))
+        traces[-1].death = deaths.get(i)
+    return traces
 
 
-def batch_order(seed: int, chain: int, epoch: int, size: int) -> list[int]:
-    """The order in which a chain takes the batches of its pool in an epoch, the same on every machine.
-
-    Batches are sorted by 63 random bits: words 0 and 1 of their own block of the chain's Philox stream.
-    """
-    if size == 1:
-        return [0]
-    x0, x1, _, _ = words(torch.arange(size), chain_key(seed, chain), epoch, 0, BATCH_ORDER)
-    order: list[int] = torch.argsort((x0 << 31) | (x1 >> 1), stable=True).tolist()
-    return order
+def _living(chains: int, deaths: Mapping[int, str]) -> npt.NDArray[np.int64]:
+    return np.array(
+        [i for i in range(chains) if i not in deaths] if deaths else range(chains), dtype=np.int64
+    )
 
 
-@torch.no_grad()
-def _start(plan: Plan, scalars: Scalars) -> None:
-    """Weights back to the anchor, what is kept beside them too, and random losses on a stream of the chain's own."""
-    assert plan.anchors is not None
-    for p, anchor, rest in zip(plan.params, plan.anchors, plan.remainders, strict=True):
-        p.copy_(anchor)
-        if rest is not None and p.dtype == torch.float16:
-            rest.copy_(anchor)
-        elif rest is not None:
-            rest.zero_()
-    for buffer in plan.buffers:
-        if buffer is not None:
-            buffer.zero_()
-    if plan.thermostat is not None:
-        plan.thermostat.fill_(scalars.friction or 0.0)
-    seed_losses(plan.seed, plan.chain)
+def _recorded(
+    walkers: Walkers, batches: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], list[Tensor]]:
+    """Mean losses on batches (chains, count) that give no gradient, and the losses of each."""
+    means, parts, count = np.zeros(len(batches)), [], batches.shape[1]
+    for part in range(count):
+        with torch.no_grad():
+            parts.append(walkers.losses(batches[:, part].tolist()))
+        means += walkers.values(parts[-1]) / count
+    return means, parts
+
+
+def _draw(
+    walkers: Walkers,
+    records: Mapping[str, npt.NDArray[Any]],
+    deaths: dict[int, str],
+    draw: int,
+    batches: npt.NDArray[np.int64],
+    means: npt.NDArray[np.float64],
+    step: int,
+) -> None:
+    living = _living(len(means), deaths)
+    measured = walkers.measure()
+    records["drawn"][living, draw], records["drawn_batch"][living, draw] = means[living], batches[living]
+    for name, values in zip(("distance", "dot", "boxed"), measured.T, strict=True):
+        records[name][living, draw] = values[living]
+    for i in living:
+        if not math.isfinite(means[i]):
+            deaths[int(i)] = f"loss {means[i]} at step {step}"
+        elif not math.isfinite(measured[i, 0]):
+            deaths[int(i)] = f"|w - w0|^2 is {measured[i, 0]} at step {step}"
+
+
+def _sum_up(
+    plan: Plan,
+    scalars: Scalars,
+    records: Mapping[str, npt.NDArray[Any]],
+    living: npt.NDArray[np.int64],
+    step: int,
+) -> None:
+    """Note the sums of the step that was just made."""
+    table = plan.chain_totals()
+    totals = table.sum(dim=1)
+    records["virial"][living, step] = virial(totals, scalars).cpu().numpy()[living]
+    if "sums" in records:
+        records["sums"][living, step] = totals.cpu().numpy()[living]
+    if "controls" in records:
+        pairs = torch.stack((control(table, scalars), table[..., INDEX["gz"]]), dim=-1)
+        records["controls"][living, step] = pairs.cpu().numpy()[living]
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def seed_losses(seed: int, chain: int) -> None:

@@ -44,24 +44,26 @@ class Problem:
 
     def loss(self, batch: int) -> Tensor:
         """What loss_fn returns for a batch of the pool, checked."""
+        return self.loss_of(self.batches[batch], f"for batch {batch}")
+
+    def loss_of(self, batch: Any, which: str) -> Tensor:
+        """What loss_fn returns for a batch, checked; which: to say in errors."""
         if self.fsdp:
             reshard(self.model)  # a pass sees what was written since the last one only in sharded parameters
             for p in self.params:
                 p.grad = None  # before the pass: after it these are not the gradients that zero_grad finds
-        loss = self.loss_fn(self.model, self.batches[batch])
+        loss = self.loss_fn(self.model, batch)
         if is_dtensor(loss):
             loss = loss.full_tensor()
         if not isinstance(loss, Tensor):
             raise ArgumentTypeError(
-                f"loss_fn returned a {type(loss).__name__} for batch {batch}: return the loss as a tensor (of a "
-                "Hugging Face output its .loss; without .item())"
+                f"loss_fn returned a {type(loss).__name__} {which}: return the loss as a tensor (of a Hugging "
+                "Face output its .loss; without .item())"
             )
         if not loss.dtype.is_floating_point:
-            raise ArgumentTypeError(
-                f"loss_fn returned {loss.dtype} for batch {batch}: return floating-point losses"
-            )
+            raise ArgumentTypeError(f"loss_fn returned {loss.dtype} {which}: return floating-point losses")
         if loss.numel() == 0:
-            raise ArgumentError(f"loss_fn returned no losses (shape {tuple(loss.shape)}) for batch {batch}")
+            raise ArgumentError(f"loss_fn returned no losses (shape {tuple(loss.shape)}) {which}")
         return loss
 
     def value(self, loss: Tensor) -> float:
@@ -75,6 +77,15 @@ class Problem:
             return list(counts)
         own = torch.tensor([math.nan if n is None else n * self.speaks for n in counts], dtype=torch.float64)
         return [None if math.isnan(n) else int(n) for n in self.ranks.gather(own).sum(dim=0).tolist()]
+
+    def kept_buffers(self) -> list[Tensor]:
+        """Copies of the model's buffers, which it may change as it runs (in training mode)."""
+        return [b.detach().cpu().clone() for b in self.model.buffers()] if self.model.training else []
+
+    @torch.no_grad()
+    def restore_buffers(self, saved: Sequence[Tensor]) -> None:
+        for b, value in zip(self.model.buffers(), saved, strict=False):
+            b.copy_(value)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Gradients of the mean loss, None for a parameter that it does not depend on."""
@@ -128,10 +139,16 @@ class Baseline:
     without_gradient: Sequence[str]
 
 
-def baseline(problem: Problem, displacement: Displacement, gradients: int) -> Baseline:
+def baseline(
+    problem: Problem,
+    displacement: Displacement,
+    gradients: int,
+    keep: Callable[[int, Tensor], None] | None = None,
+) -> Baseline:
     """Losses of the pool at the anchor, and the gradients of `gradients` of its batches, evenly spread.
 
-    Losses are computed as chains compute theirs, with a graph, so that the same kernels run.
+    Losses are computed as chains compute theirs, with a graph, so that the same kernels run. keep(batch, losses) gets
+    them, too.
     """
     pool = len(problem.batches)
     looked = {i * pool // gradients for i in range(gradients)}
@@ -145,6 +162,8 @@ def baseline(problem: Problem, displacement: Displacement, gradients: int) -> Ba
                 f"the loss of batch {i} is {losses[i]} at w0, before any step: check this batch and the model"
             )
         samples.append(len(loss) if loss.numel() > 1 else None)
+        if keep is not None:
+            keep(i, loss.detach())
         eps = max(eps, torch.finfo(loss.dtype).eps)
         connected |= loss.requires_grad
         if i in looked:

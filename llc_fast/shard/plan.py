@@ -95,10 +95,10 @@ class ShardedPlan(Plan):
         torch.autograd.graph.increment_version([self.held[i] for i in moved if is_dtensor(self.held[i])])
         self.guard.stepped()
 
-    def totals(self) -> Tensor:
-        """The sums of the last step by parameter, over all ranks, each of which must call it."""
-        out = super().totals()
-        out[[not speaks for speaks in self.ranks.speaks]] = 0.0
+    def chain_totals(self) -> Tensor:
+        """The sums of the last step by chain and parameter, over all ranks, each of which must call it."""
+        out = super().chain_totals()
+        out[:, [not speaks for speaks in self.ranks.speaks]] = 0.0
         return self.ranks.sum(out)
 
     @property
