@@ -1,0 +1,1 @@
+"""Statistics of chains, one file a subject; `llc_fast.diagnostics` lists what is public."""
