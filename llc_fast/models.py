@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from .errors import ArgumentError, LlcFastError, ModelError
+from .lm import token_losses
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHUNK = 2**24  # logits per piece of the cross-entropy: 64 MiB in fp32
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -229,21 +227,9 @@ def digest(path: Path) -> str:
 def sequence_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     """Mean next-token cross-entropy of each sequence in nats, fp32 of shape (batch,), from tokens (batch, length).
 
-    Each sequence predicts its tokens 1, 2, ... from those before. The logits become fp32 piece by piece and
-    pieces are recomputed for the gradient, so that a large vocabulary costs no second copy of the logits.
+    See `lm.token_losses`.
     """
-    logits = model(input_ids=tokens, use_cache=False).logits
-    if logits.numel() <= CHUNK:
-        return _losses(logits, tokens)
-    rows = max(1, CHUNK // logits[0].numel())
-    pieces = zip(logits.split(rows), tokens.split(rows), strict=True)
-    return torch.cat([checkpoint(_losses, x, t, use_reentrant=False) for x, t in pieces])
-
-
-def _losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    predicted = logits[:, :-1].float()
-    each = cross_entropy(predicted.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return each.view(predicted.shape[:2]).mean(-1)
+    return token_losses(model, tokens).mean(-1)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import cli_tiny
 import torch
 
-from llc_fast import models, selection
+from llc_fast import lm, models, selection
 from llc_fast.errors import ArgumentError
 
 
@@ -38,7 +38,7 @@ def test_pieces_of_a_large_vocabulary_change_nothing(
     tokens = torch.arange(60).reshape(4, 15) * 11 % 290
     whole = models.sequence_losses(model, tokens)
     gradients = torch.autograd.grad(whole.mean(), list(model.parameters()))
-    monkeypatch.setattr(models, "CHUNK", rows * 15 * 300)
+    monkeypatch.setattr(lm, "CHUNK", rows * 15 * 300)
     pieces = models.sequence_losses(model, tokens)
     assert torch.equal(pieces, whole)
     for a, b in zip(torch.autograd.grad(pieces.mean(), list(model.parameters())), gradients, strict=True):
