@@ -287,14 +287,16 @@ def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with progress.Reporter(cells=3, chains=2) as reporter:
         reporter.begin("l0h0", "code")
-        for step in range(50):
-            now += 0.3
-            reporter(1, step, 50, 2.5)
+        for chain in range(2):
+            for step in range(50):
+                now += 0.3
+                reporter(chain, step, 50, 2.5)
         reporter.end(Cell("l0h0", "code", 10, 15.0, None, "every chain died"))
     lines = capsys.readouterr().err.splitlines()
-    # At step 34, 10.5 s after the start, 1/2 + 34/100 of 3 cells are done: 10.5 s * 2.16/.84 are left.
+    # The 35th of 3 * 100 steps is told after 10.5 s, when 34 are done: 10.5 s * 266/34 are left.
     assert lines == [
-        " 17%  l0h0 on code, chain 2/2, loss 2.500, step 0/50; about 2 s left",
-        " 28%  l0h0 on code, chain 2/2, loss 2.500, step 34/50; about 27 s left",
+        "  0%  l0h0 on code, chain 1/2, loss 2.500, step 0/50",
+        " 11%  l0h0 on code, chain 1/2, loss 2.500, step 34/50; about 82 s left",
+        " 23%  l0h0 on code, chain 2/2, loss 2.500, step 18/50; about 71 s left",
         "[1/3]  l0h0 on code: every chain died",
     ]

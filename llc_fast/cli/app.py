@@ -47,6 +47,7 @@ class Question(StrEnum):
     curves = "curves"
     host = "host"
     chain = "chain"
+    stacked = "stacked"
     all = "all"
 
 
@@ -230,6 +231,33 @@ def components(
         width = max(map(len, names))
         for name in names:
             print(f"{name:{width}}  {selection.select(model_, name).numel:>14,}")
+
+
+@app.command()
+def audit(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Zarr store of devinterp 2.x or of llc_fast.sample.")
+    ],
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the JSON there too, over what is there.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Read a stored run again, without sampling: the estimate as it was reported, and as it should have been.
+
+    Prints both, every check with its threshold, what the store does not tell, and last the corrected estimate. The
+    store is not written to.
+    Exit code: 0 no check failed; 1 a check failed, or there is no estimate; 2 an error, nothing said;
+    130 interrupted.
+    """
+    with _guarded("interrupted"):
+        from .audit import run
+
+        code = run(store, as_json=json, out=out)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -23,6 +23,7 @@ class Reporter:
     def __init__(self, cells: int, chains: int) -> None:
         self.cells, self.chains = cells, chains
         self.done = 0
+        self.calls = 0  # of this cell
         self.what = ""
         self.start = time.monotonic()
         self.last = self.start - EVERY
@@ -47,9 +48,11 @@ class Reporter:
     def begin(self, component: str, dataset: str) -> None:
         """The next cell."""
         self.what = f"{component} on {dataset}"
+        self.calls = 0
 
     def __call__(self, chain: int, step: int, steps: int, loss: float) -> None:
-        part = self.done + (chain + step / steps) / self.chains
+        part = self.done + self.calls / (self.chains * steps)
+        self.calls += 1
         text = f"{self.what}, chain {chain + 1}/{self.chains}, loss {loss:.3f}"
         if self.bar:
             self.bar.update(self.task, completed=part, description=text)
