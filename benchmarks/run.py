@@ -25,6 +25,7 @@ QUESTIONS = {
     "curves": "curves",
     "host": "host",
     "chain": "chain",
+    "stacked": "stacked",
 }
 PACES = {
     "full": Pace(),
