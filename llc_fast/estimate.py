@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from .backends import check_name
@@ -15,11 +17,13 @@ from .gathered import arrays, deaths, evidence, facts, settings
 from .results import LLCResult
 from .samplers import own_settings
 from .sampling import (
+    RECORD,
     LossFn,
     Order,
     Progress,
     Schedule,
     Trace,
+    half_pool,
     kept_rng,
     read_pool,
     walk,
@@ -56,6 +60,8 @@ def estimate_llc(
     backend: str = "auto",
     eval_mode: bool = True,
     stacked: bool | None = None,
+    fresh_batches: bool = False,
+    pool_check: bool = False,
     control_variates: bool = False,
     progress: Progress | None = None,
 ) -> LLCResult:
@@ -80,6 +86,8 @@ def estimate_llc(
     eval_mode: False leaves dropout and the like as the model has them.
     stacked: whether chains of a small model walk at once (one forward and backward pass for all, by torch.func.vmap);
     None: where the model and loss_fn allow it. Their noise has the same bits, their gradients agree to rounding.
+    fresh_batches: take draws on batches drawn apart from those of the gradients: a forward pass more, no order bias.
+    pool_check: as many chains again on random halves of the pool, whose difference is `LLCResult.pool_bias`.
     control_variates: whether the result has a value corrected by sums of the noise, see `LLCResult.controlled`.
     progress(chain, step, num_steps, loss) is called at every step of every chain.
     A sharded model (FSDP2, tensor parallelism): all ranks call it alike, each with its part of every batch or with
@@ -134,21 +142,43 @@ def estimate_llc(
     request = Request(component, scalars, sampler, state, noise, seed, backend, bool(eval_mode))
     with kept_rng():
         data = read_pool(batches)
+        if pool_check and len(data) < 2:
+            raise ArgumentError(
+                "pool_check is True, but the pool has one batch, which has no halves: give more data"
+            )
         agreed = (component, sampler, scalars, schedule, num_chains, seed, state, noise)
         with lent(model, loss_fn, data, request, agreed=agreed) as session:
             session.look()
-            chains = range(num_chains)
-            traces: list[Trace] = []
-            bundles = session.bundles(chains, stacked)
+            bundles = session.bundles(range(num_chains), stacked)
             session.rebase(bundles[0])
-            for bundle in bundles:
-                order = Order(seed, bundle, [range(len(data))] * len(bundle))
-                walkers = session.walkers(bundle)
-                traces += walk(
-                    walkers, order, scalars, schedule, controls=control_variates, progress=progress
+
+            def run(chains: list[int], pool: Callable[[int], Sequence[int]]) -> list[Trace]:
+                pools = [pool(chain) for chain in chains]
+                walkers = session.walkers(chains)
+                traces = walk(
+                    walkers,
+                    Order(seed, chains, pools),
+                    scalars,
+                    schedule,
+                    record=Order(seed, chains, pools, RECORD) if fresh_batches else None,
+                    controls=control_variates,
+                    progress=progress,
                 )
                 session.settle(walkers)
+                return traces
+
+            whole = range(len(data))
+            traces = [trace for bundle in bundles for trace in run(bundle, lambda _: whole)]
+            halves: list[Trace] = []
+            if pool_check:
+                for bundle in bundles:
+                    others = [chain + num_chains for chain in bundle]
+                    halves += run(others, lambda chain: half_pool(seed, whole, chain))
             used = settings(session, schedule, num_chains)
             known = facts(session, used, pool=len(data))
-            known["baseline"] = session.baseline.losses
+            known |= {"baseline": session.baseline.losses, "fresh_batches": bool(fresh_batches)}
+            if halves:
+                known["half_gains"] = np.stack(
+                    [t.gains(known["baseline"]) * (math.nan if t.verdict else 1.0) for t in halves]
+                )
     return assess(evidence(known, arrays(traces, known["baseline"]), dead=deaths(traces), settings=used))

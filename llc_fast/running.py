@@ -15,15 +15,13 @@ from .errors import ChainError
 from .feed import Feed, Observable, check_loss, moved, size_of
 from .gathered import facts, settings
 from .recording import Clock, Recording, grid, specs, write_traces
-from .sampling import RECORD, Order, Progress, Schedule, Trace, batch_order, walk
+from .sampling import RECORD, Order, Progress, Schedule, Trace, half_pool, walk
 from .sampling.moments import Moments
 from .session import Session
 from .store import Writer, open_tree
 
 if TYPE_CHECKING:
     import xarray as xr
-
-HALVES = 2  # the stream of random order that cuts pools in halves
 
 
 class Phase(NamedTuple):
@@ -204,7 +202,9 @@ class Run:
         left: dict[str, Any] | None,
     ) -> list[Trace]:
         seed, chains = session.request.seed, phase.chains
-        pools = [self._half(seed, c) if phase.half else self.feed.pools[c] for c in chains]
+        pools = [self.feed.pools[c % self.num_chains] for c in chains]
+        if phase.half:
+            pools = [half_pool(seed, pool, chain) for pool, chain in zip(pools, chains, strict=True)]
         order = Order(seed, chains, pools)
         walkers = session.walkers(chains)
         watch = Recording(
@@ -236,13 +236,6 @@ class Run:
             )
         session.settle(walkers)
         return traces
-
-    def _half(self, seed: int, chain: int) -> list[int]:
-        """One of two random halves of the pool of a chain, in turns."""
-        pool = self.feed.pools[chain - self.num_chains]
-        size = len(pool) // 2
-        order = batch_order(seed, 0, 0, len(pool), HALVES)[chain % 2 * size :][:size]
-        return [pool[i] for i in order]
 
     def _shapes(self, session: Session) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
         """Samples and tokens of the losses of a batch and of each observable."""

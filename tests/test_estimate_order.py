@@ -66,3 +66,28 @@ def test_every_chain_and_epoch_has_an_order_of_its_own():
     # Which batch comes first is uniform: chi-squared with 7 degrees of freedom, above 40 in one of 800,000 seeds.
     first = np.bincount([batch_order(0, chain, 0, 8)[0] for chain in range(800)], minlength=8)
     assert ((first - 100) ** 2 / 100).sum() < 40
+
+
+def test_fresh_batches_have_no_order_bias():
+    """A linear loss without noise: draws on batches drawn apart read 0 over whole epochs of both orders."""
+    c = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    c -= c.mean(dim=0)
+    run = {"lr": 0.1, "nbeta": 7.0, "localization": 0.0, "noise_level": 0.0, "num_draws": 400, "num_chains": 40}
+    result = estimate_llc(Vector(*[0.0] * 6), lambda m, b: b @ m.w, list(c), fresh_batches=True, **run)
+    biased = estimate_llc(Vector(*[0.0] * 6), lambda m, b: b @ m.w, list(c), **run)
+    assert result.order_bias == 0.0
+    assert biased.llc_mean == pytest.approx(biased.order_bias, rel=1e-9)
+    assert abs(result.llc_mean) < 0.05 * biased.llc_mean
+
+
+def test_pool_check_runs_on_halves():
+    x = torch.randn(12, 5, 3, generator=torch.Generator().manual_seed(0))
+    run = RUN | {"num_draws": 40, "num_chains": 4}
+    model = torch.nn.Linear(3, 1)
+    loss = lambda m, b: m(b).square()  # noqa: E731
+    plain = estimate_llc(model, loss, list(x), **run)
+    checked = estimate_llc(model, loss, list(x), pool_check=True, **run)
+    assert np.isnan(plain.pool_bias)
+    assert np.isfinite(checked.pool_bias)
+    assert checked.pool_bias_error > 0
+    assert checked.llc_mean == plain.llc_mean

@@ -12,7 +12,8 @@ from ..noise import BATCH_ORDER, chain_key, words
 
 Places = npt.NDArray[np.int64]
 
-GRADIENT, RECORD = 0, 1  # streams: batches that give gradients, and batches whose losses alone are recorded
+# Streams: batches that give gradients, batches whose losses alone are recorded, what cuts a pool in halves.
+GRADIENT, RECORD, HALVES = 0, 1, 2
 
 
 def batch_order(seed: int, chain: int, epoch: int, size: int, stream: int = GRADIENT) -> list[int]:
@@ -32,6 +33,13 @@ def batch_orders(seed: int, chains: Sequence[int], epoch: int, size: int, stream
     index = torch.arange(size).repeat(len(chains), 1)
     x0, x1, _, _ = words(index, (keys[:, :1], keys[:, 1:]), epoch, stream, BATCH_ORDER)
     return torch.argsort((x0 << 31) | (x1 >> 1), dim=1, stable=True).numpy()
+
+
+def half_pool(seed: int, pool: Sequence[int], chain: int) -> list[int]:
+    """One of two random halves of a pool, the one or the other in turns."""
+    size = len(pool) // 2
+    order = batch_order(seed, 0, 0, len(pool), HALVES)[chain % 2 * size :][:size]
+    return [pool[i] for i in order]
 
 
 class Order:
