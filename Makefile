@@ -51,6 +51,12 @@ bench: $(READY)
 	$(PIP) install -q -c constraints.txt blackjax devinterp posteriors
 	$(BIN)/llc-fast bench all --out bench_out $(if $(QUICK),--quick)
 
+# truth-chain, truth-bias, ...: figures against what is known exactly, with PASS or FAIL. QUICK=1: smaller sizes.
+truth-%: tests/truth/%.py $(READY)
+	$(BIN)/python $< $(if $(QUICK),--quick)
+
+truth-devinterp: truth-against_devinterp ;
+
 sass: $(READY)
 	$(BIN)/python -m llc_fast.benchmarks.sass
 

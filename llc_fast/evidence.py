@@ -193,7 +193,7 @@ def _settings(e: Evidence) -> dict[str, Any]:
     known = {name: getattr(e, name) for name in (*names, "num_steps_bw_draws", "weights")}
     known |= {"num_draws": e.gains.shape[1], "num_chains": len(e.gains)}
     pool = {name: getattr(e, name) for name in ("pool_batches", "pool_samples", "gradient_batches")}
-    return known | dict(e.settings) | pool
+    return dict(e.settings) | known | pool
 
 
 def _target(e: Evidence) -> str:

@@ -102,8 +102,14 @@ def test_r_hat_of_chance_is_scipy_s_f_quantile():
 def test_mcse_by_hand():
     # One chain too short for batches of ten autocorrelation times: 4 batches of 8, with means 0.5, 2.5, 4.5, 6.5.
     steps = np.repeat(np.arange(8.0), 4)[None]
-    time = diagnostics.autocorrelation_time(steps)
-    shared = max(0.25, 1 - (time - 1) / 16 * 3 / 4)
+    x = steps[0] - steps.mean()
+    rho = np.array([x[: 32 - k] @ x[k:] for k in range(32)]) / (x @ x)
+    pairs = rho[::2] + rho[1::2]
+    kept = pairs[: np.flatnonzero(pairs <= 0)[0]]
+    time = 2 * kept.sum() - 1
+    assert diagnostics.autocorrelation_time(steps) == pytest.approx(time)
+    reach = 4 * ((2 * np.arange(len(kept)) + 0.5) @ kept) / time
+    shared = max(0.25, 1 - (reach - 1) / 16 * 3 / 4)
     error, dof = diagnostics.mcse(steps)
     assert (error, dof) == (pytest.approx(np.sqrt(20 / 3 / 4 / shared)), 3)
     # The time may be given; 1 leaves 3 batches of at least ten, fewer than 4.
@@ -155,6 +161,18 @@ def test_intervals_cover(chains, draws, time):
     assert 0.93 <= held(ar1(np.random.default_rng(1), rho, 2000, chains, draws)) <= 0.97
 
 
+@pytest.mark.parametrize(("time", "draws"), [(50, 600), (100, 1000)])
+def test_intervals_cover_where_a_slow_part_hides_in_noise(time, draws):
+    """Independent noise of three times its size makes the autocorrelation time short, not what batches must outlast.
+
+    By the time alone 92 and 90 % were held; other sets gave 94.8 and 94.1 %.
+    """
+    rng = np.random.default_rng(3)
+    x = ar1(rng, (time - 1) / (time + 1), 2000, 4, draws)
+    x += 3 * rng.standard_normal(x.shape)
+    assert 0.93 <= held(x) <= 0.97
+
+
 def test_intervals_of_squares_cover():
     """The same for what losses are: sums of squares, here of 4 normals, whose distribution is skew."""
     rho = np.sqrt(9 / 11)  # squares forget in 10 draws
@@ -162,11 +180,11 @@ def test_intervals_of_squares_cover():
     assert 0.93 <= held(x, 4.0) <= 0.97
 
 
-@pytest.mark.parametrize(("scale", "time", "blind"), [(3, 50, (0.0, 0.92)), (10, 1, (0.99, 1.0))])
+@pytest.mark.parametrize(("scale", "time", "blind"), [(3, 50, (0.0, 0.935)), (10, 1, (0.99, 1.0))])
 def test_intervals_count_what_epochs_cancel(scale, time, blind):
     """Noise of 25 batches that sums to 0 in whole epochs, but not in the parts at both ends: 93 to 97 % all the same.
 
-    Not so where epochs are not known. 3000 other sets gave 95.4 and 95.1 %, and blindly 89.5 and 100 %.
+    Not so where epochs are not known. Other sets gave 95.4 and 95.1 %, and blindly 92.5 and 100 %.
     """
     rng = np.random.default_rng(4)
     noise = rng.standard_normal(25)

@@ -21,11 +21,12 @@ def mcse(values: Array, *, epoch: int = 1, skip: int = 0, time: float | None = N
     """Standard error of the mean of all values, and the degrees of freedom of its t distribution.
 
     values: (chains, draws), autocorrelated along a chain. Chains are cut into equal batches of at least ten
-    autocorrelation times, at most 32 in all, whose means are taken as independent but for what neighbours still
-    share. Where that makes fewer than 8 in all, four chains or more are compared with each other, which no
-    autocorrelation spoils; of fewer chains 4 shorter batches are made. epoch: draws in which noise of
-    batches cancels, the first such stretch beginning at draw `skip`; batches are whole epochs where there are 8.
-    time: autocorrelation time in draws, where it is not to be taken from the values.
+    autocorrelation times (and ten times as long as correlations reach), at most 32 in all, whose means are taken
+    as independent but for what neighbours still share. Where that makes fewer than 8 in all, four chains or more
+    are compared with each other, which no autocorrelation spoils; of fewer chains 4 shorter batches are made.
+    epoch: draws in which noise of batches cancels, the first such stretch beginning at draw `skip`; batches are
+    whole epochs where there are 8. time: autocorrelation time in draws, where it is not to be taken from the
+    values.
     (NaN, 0) where there are fewer than 2 batches. It does not see what all chains have in common: the
     transient after their common start, and the bias of a finite step.
     Source: Argon & Andradóttir 2006, Naval Research Logistics 53:508 (replicated batch means).
@@ -40,8 +41,11 @@ def mcse(values: Array, *, epoch: int = 1, skip: int = 0, time: float | None = N
     else:
         epoch = 1
     shortest = -(-MIN_BATCH // epoch)
-    time = autocorrelation_time(values) if time is None else max(1.0, time / epoch)
-    count = int(min(draws / (TIMES * time), MOST / max(chains, 1), draws // shortest))
+    if time is None:
+        time, reach = _times(values)
+    else:
+        time = reach = max(1.0, time / epoch)
+    count = int(min(draws / (TIMES * max(time, reach)), MOST / max(chains, 1), draws // shortest))
     if chains * count < LEAST:
         count = 1 if chains >= 4 else min(max(count, -(-FEWEST // max(chains, 1))), draws // shortest)
     count = max(1, count)
@@ -50,7 +54,7 @@ def mcse(values: Array, *, epoch: int = 1, skip: int = 0, time: float | None = N
     length = draws // count
     kept = values if count == 1 else values[:, draws - count * length :]
     means = kept.reshape(chains * count, -1).mean(axis=1)
-    variance = float(means.var(ddof=1)) / means.size / _apart(time, length, count)
+    variance = float(means.var(ddof=1)) / means.size / _apart(reach, length, count)
     dof = means.size - 1
     if loose and variance:  # of which much more is known: degrees of freedom as Satterthwaite 1946
         dof = min(int((variance + loose) ** 2 / (variance**2 / dof)), _KNOWN)
@@ -63,9 +67,17 @@ def autocorrelation_time(values: Array) -> float:
     values: (chains, draws). Chains that stay apart count as correlated over their length. Source: Geyer 1992,
     Statistical Science 7:473 (initial monotone sequence); chains together as in Vehtari et al. 2021.
     """
+    return _times(values)[0]
+
+
+def _times(values: Array) -> tuple[float, float]:
+    """The autocorrelation time, and how far correlations reach: twice their mean lag, equal for a first-order process.
+
+    Where a slow part hides in fast noise, the noise shortens the former and not the latter.
+    """
     chains, draws = values.shape
     if draws < 4 or not np.isfinite(values).all() or np.ptp(values) == 0:
-        return 1.0
+        return 1.0, 1.0
     covariance = autocovariance(values).mean(axis=0)
     between = float(values.mean(axis=1).var(ddof=1)) if chains > 1 else 0.0
     # Chains' own means take covariance[0]/(draws - 1) from each lag, which only their spread can give back.
@@ -76,13 +88,14 @@ def autocorrelation_time(values: Array) -> float:
     pairs = rho[:even:2] + rho[1:even:2]
     negative = np.flatnonzero(pairs <= 0)
     kept = np.minimum.accumulate(pairs[: negative[0] if negative.size else None])
-    time: float = 2 * float(kept.sum()) - 1
-    return max(1.0, time)
+    time = max(1.0, 2 * float(kept.sum()) - 1)
+    lags = 2 * np.arange(kept.size) + 0.5
+    return time, max(1.0, 4 * float((lags * kept).sum()) / time)
 
 
-def _apart(time: float, length: int, count: int) -> float:
-    """By how much neighbours' correlation lowers the variance between batches of a first-order autoregression."""
-    return max(0.25, 1 - (time - 1) / (2 * length) * (1 - 1 / count))
+def _apart(reach: float, length: int, count: int) -> float:
+    """By how much neighbours' correlation lowers the variance between batches."""
+    return max(0.25, 1 - (reach - 1) / (2 * length) * (1 - 1 / count))
 
 
 def _loose_ends(values: Array, epoch: int, skip: int) -> float:
