@@ -13,7 +13,8 @@ from . import feed as feeding
 from . import lm
 from .backends import check_name
 from .checks import check_noise, check_state
-from .digests import data_digest, loss_digest
+from .code_digest import loss_digest
+from .digests import data_digest, model_digest
 from .errors import ArgumentError, ArgumentTypeError, ModelError
 from .feed import moved
 from .masked import selection_of
@@ -21,6 +22,7 @@ from .placement import place, placed
 from .running import Run
 from .samplers import own_settings
 from .sampling import Progress, Schedule
+from .sampling.moments import checked_kinds
 from .scalars import MAX_STEP, Scalars, check_integer, check_scalar
 from .selection import Component
 from .session import Request, lent
@@ -93,32 +95,43 @@ def sample(
 
     Arguments up to loss_fn are those of devinterp 2.0.1's function of this name, with its defaults and meaning.
 
-    model: any torch module; it is not copied, and comes back as it was. dataset: token sequences of one length
-    (a Hugging Face dataset with 'input_ids', an integer tensor), or, with loss_fn, tensors with samples first,
-    a map-style dataset, or batches as they are (a DataLoader, a list). observables: name -> dataset, or
-    (dataset, batches_per_draw), whose losses are taken at every draw. lr, n_beta, localization, noise_level,
-    llc_weight_decay, bounding_box_size: of the step, see `llc_fast.ops.sgld_step_`. param_masks: name ->
-    boolean mask or None for all of it; or component, see `llc_fast.select`. sampling_method: "sgmcmc_sgld",
-    "rmsprop_sgld" (rmsprop_alpha, rmsprop_eps), "sghmc" or "sgnht" (friction in sampling_method_kwargs). A
-    chain takes num_burnin_steps + num_draws * num_steps_bw_draws steps, each with the gradient of
-    gradient_accumulation_steps batches of batch_size. Draws are taken before the update of their step.
-    match_sampling_input_ids_across_chains: all chains share one pool of batches, the first of a pass over the
-    dataset in the order of init_seed, and take it in whole epochs, each chain in orders of its own; False:
-    every chain has its own, disjoint part. num_init_loss_batches is recorded: the baseline is of every batch of
-    the pool. device: where to sample; None: a GPU if there is one. save_metrics: norms and dot products of each
-    step's parts. output_path: of the Zarr store; None: in memory. An existing store is returned if it is of the
-    same settings, weights, data and loss, and refused otherwise. loss_fn(model, batch): losses, for tokens of
-    shape (batch, length - 1), for others one a sample or one a batch.
+    model: any torch module; it is not copied, and comes back as it was.
+    dataset: token sequences of one length (a Hugging Face dataset with 'input_ids', an integer tensor); or, with
+        loss_fn, tensors with samples first, a map-style dataset, or batches as they are (a DataLoader, a list).
+    observables: name -> dataset, or (dataset, batches_per_draw), whose losses are taken at every draw.
+    lr, n_beta, localization, noise_level, llc_weight_decay: of the step, see `llc_fast.ops.sgld_step_`.
+    bounding_box_size: how far weights may go from w0; a chain with more than 5 % of them there on average is dead.
+    param_masks: name -> boolean mask, or None for all of it; or `component`.
+    num_chains, num_draws, num_burnin_steps, num_steps_bw_draws: a chain takes num_burnin_steps + num_draws *
+        num_steps_bw_draws steps. A draw is taken before the update of its step.
+    batch_size, gradient_accumulation_steps: samples of a batch, and batches of a step.
+    num_init_loss_batches: recorded; the baseline is of every batch of the pool.
+    init_seed, shuffle: which batches make the pool: the first of a DataLoader's pass over the dataset.
+    match_sampling_input_ids_across_chains: all chains share one pool and take it in whole epochs, each in orders of its
+        own; False: every chain has its own, disjoint part.
+    batches_per_draw, obs_seed: how many batches of an observable are looked at, and which.
+    sampling_method: "sgmcmc_sgld"; "rmsprop_sgld" with rmsprop_alpha and rmsprop_eps; "sghmc" or "sgnht" with
+        friction in sampling_method_kwargs.
+    init_noise: standard deviation of a perturbation that chains start with; anchor and baseline stay at w0.
+    device: where to sample; None: a GPU if there is one.
+    save_metrics: keep norms and dot products of each step's parts.
+    output_path: of the Zarr store; None: in memory. A finished store of the same run is returned, any other refused.
+    loss_fn(model, batch): losses; of tokens (batch, length - 1), of other data one a sample or one a batch.
 
-    seed: of the noise, unsigned 64-bit; None: init_seed. Chain c draws the noise of (seed, chain=c), which no
-    other seed has. resume: continue the run that was stopped or killed, bit for bit. traces: False keeps no
-    losses of draws but their moments (see `llc_fast.sampling.moments.Moments` for moments and scalar). stacked:
-    see `estimate_llc`. eval_mode: False leaves dropout and the like as the model has them. fresh_batches: take
-    draws on batches drawn apart from those of the gradients, which costs a forward pass and has no order bias.
+    component: see `llc_fast.select`.
+    seed: of the noise, unsigned 64-bit; None: init_seed. Chain c draws the noise of (seed, chain=c) alone.
+    backend, state, noise: see `llc_fast.SGLD`.
+    resume: continue the run that was stopped or killed, bit for bit.
+    traces: False keeps moments of losses instead of losses.
+    moments: with traces=False, "sequence" and "token" keep covariances of sequences or tokens beside the variances.
+    scalar: with traces=False, what each token's covariance is kept with: "loss", that of the draw, or an observable.
+    eval_mode: False leaves dropout and the like as the model has them.
+    stacked: whether chains of a small model walk at once, see `llc_fast.estimate_llc`.
+    fresh_batches: take draws on batches drawn apart from those of the gradients: a forward pass more, no order bias.
     pool_check: as many chains again on halves of the pool, whose difference is the pool's bias.
-    control_variates: keep what `llc` corrects its value by. backend, state, noise: see `llc_fast.SGLD`.
-    checkpoint_every: seconds, or 20 times what one takes if that is more. progress(chain, step, num_steps,
-    loss): called at every step.
+    control_variates: keep what `llc` corrects its value by.
+    checkpoint_every: seconds, or 20 times what a checkpoint takes if that is more.
+    progress(chain, step, num_steps, loss): called at every step of every chain.
 
     Returns the tree that devinterp's own functions read, lazily from output_path. Dead chains are not along `chain`
     but under `/dead`; `/llc_fast` and attrs["llc_fast"] hold what `compute_llc` reads.
@@ -156,7 +169,8 @@ def sample(
     batch_size = check_integer("batch_size", batch_size, minimum=1)
     batches_per_draw = check_integer("batches_per_draw", batches_per_draw, minimum=1)
     num_init_loss_batches = check_integer("num_init_loss_batches", num_init_loss_batches, minimum=1)
-    init_seed = check_integer("init_seed", init_seed)
+    init_seed = check_integer("init_seed", init_seed, maximum=2**63 - 1)
+    obs_seed = check_integer("obs_seed", obs_seed)
     seed = init_seed if seed is None else check_integer("seed", seed, maximum=2**64 - 1)
     perturbation = 0.0 if init_noise is None else check_scalar("init_noise", init_noise)
     every = check_scalar("checkpoint_every", checkpoint_every)
@@ -188,6 +202,12 @@ def sample(
         vocabulary=vocabulary,
         loss_fn=loss_fn,
     )
+    moments = (moments,) if isinstance(moments, str) else tuple(moments)
+    checked_kinds(moments)
+    if scalar != "loss" and scalar not in {o.name for o in seen} | {o.obs_id for o in seen}:
+        raise ArgumentError(
+            f"scalar is {scalar!r}: use 'loss' or one of the observables {[o.name for o in seen]}"
+        )
     if pool_check and len(data.pools[0]) < 2:
         raise ArgumentError(
             "pool_check is True, but the pool has one batch, which has no halves: give more data"
@@ -234,7 +254,7 @@ def sample(
         options,
         stacked,
         bool(resume),
-        None if output_path is None else Path(output_path),
+        output_path,
         every,
         progress,
     )
@@ -244,7 +264,12 @@ def sample(
         if session.problem.ranks is not None:
             raise ModelError("the model is sharded over several processes: use estimate_llc, which takes it")
         observed = data_digest([o.batches for o in seen])[0]
-        return run(session, {"loss": loss_digest(loss_fn), "observables_sha256": observed})
+        made_of = {
+            "loss": loss_digest(loss_fn),
+            "observables_sha256": observed,
+            "model_sha256": model_digest(model),
+        }
+        return run(session, made_of)
 
 
 def llc(
@@ -258,7 +283,12 @@ def llc(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     **kwargs: Any,
 ) -> xr.Dataset:
-    """Sample and estimate the LLC: `compute_llc` of what `sample` gives with the same arguments."""
+    """Sample and estimate the LLC.
+
+    Arguments: those of `sample`, with `component`, `num_chains`, `output_path` and the others as keywords. Returns what
+    `compute_llc` does: devinterp's llc_mean, llc_std, llc_per_chain, ..., with mcse, an interval and a verdict.
+    Raises what `sample` does.
+    """
     return compute_llc(
         sample(
             model,
@@ -314,6 +344,10 @@ def _scalars(
     """Checked scalars, with errors that name them as `sample` does."""
     for name, value in (("n_beta", n_beta), ("llc_weight_decay", llc_weight_decay)):
         check_scalar(name, value)
+    if bounding_box_size == 0:
+        raise ArgumentError(
+            "bounding_box_size is 0, so that no weight could move: give more, or None for no box"
+        )
     return Scalars.check(
         nbeta=n_beta,
         weight_decay=llc_weight_decay,

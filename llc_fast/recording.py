@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -173,7 +174,13 @@ class Recording:
     def stepped(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         if self.clock.interrupted:
             self.writer.checkpoint(self.state(state()))
-            raise KeyboardInterrupt
+            where = self.writer.store
+            kept = isinstance(where, Path)
+            raise KeyboardInterrupt(
+                f"stopped after step {step}; {where} holds it, and the same call with resume=True continues"
+                if kept
+                else f"stopped after step {step}; without output_path nothing is kept"
+            )
         if self.clock.due():
             self.writer.checkpoint(self.state(state()))
             self.clock.saved()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ChainError
-from .feed import Feed, Observable, check_loss, moved, size_of
+from .errors import ArgumentError, ChainError, DataError
+from .feed import Feed, Observable, check_loss, moved
 from .gathered import facts, settings
 from .recording import Clock, Recording, grid, specs, write_traces
-from .sampling import RECORD, Order, Progress, Schedule, Trace, half_pool, walk
+from .sampling import RECORD, Order, Progress, Schedule, Trace, half_pool, seed_losses, walk
 from .sampling.moments import Moments
 from .session import Session
 from .store import Writer, open_tree
@@ -42,7 +42,7 @@ class Run:
     options: Mapping[str, Any]
     stacked: bool | None
     resume: bool
-    path: Path | None
+    path: str | Path | None
     checkpoint_every: float
     progress: Progress | None
 
@@ -87,7 +87,19 @@ class Run:
         ) as writer:
             if not writer.finished:
                 self._fill(session, writer, shape, moments, made)
-        return open_tree(writer.store)
+        tree = open_tree(writer.store)
+        if dead := tree.attrs["llc_fast"]["dead"]:
+            self._refuse_dead(dead)
+        return tree
+
+    def _refuse_dead(self, dead: Mapping[str, str]) -> None:
+        """Raise where no chain lived."""
+        if len(dead) < self.num_chains:
+            return
+        reasons = "; ".join(f"chain {chain}: {reason}" for chain, reason in list(dead.items())[:8])
+        boxed = ", or widen bounding_box_size" if self.config["bounding_box_size"] is not None else ""
+        kept = "" if self.path is None else f"; what they did is under /dead of {self.path}"
+        raise ChainError(f"every chain died ({reasons}): lower lr, or raise localization{boxed}{kept}")
 
     def _fill(
         self,
@@ -122,6 +134,8 @@ class Run:
             self._prepare(writer, base, tokens)
         clock = Clock(self.checkpoint_every)
         for i, phase in enumerate(phases[first:], first):
+            if phase.half and len(deaths) == self.num_chains:
+                break
 
             def state(walked: dict[str, Any], i: int = i, half: list[Any] = half) -> dict[str, Any]:
                 return {
@@ -157,9 +171,6 @@ class Run:
             for chain, trace in zip(phase.chains, traces, strict=True):
                 if reason := trace.verdict:
                     deaths[chain] = reason
-        if len(deaths) == self.num_chains:
-            reasons = "; ".join(f"chain {chain}: {reason}" for chain, reason in list(deaths.items())[:8])
-            raise ChainError(f"every chain died ({reasons}): lower lr, or raise localization")
         if moments is not None:
             for name, (_, values) in moments.arrays().items():
                 for chain in range(self.num_chains):
@@ -238,23 +249,40 @@ class Run:
         return traces
 
     def _shapes(self, session: Session) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
-        """Samples and tokens of the losses of a batch and of each observable."""
-        with torch.no_grad():
-            loss = session.problem.loss(0)
-            check_loss(loss, 0, self.feed.expected(0))
-            one = grid(loss.unsqueeze(0)).shape[1:]
-            sizes = [size for size in self.feed.sizes if size is not None]
-            samples = max(sizes) if sizes and one[0] == self.feed.sizes[0] else one[0]
-            observed = {}
-            for o in self.observables:
-                device = session.problem.params[0].device
-                loss = session.problem.loss_of(moved(o.batches[0], device), f"for observable {o.name!r}")
-                rows, tokens = grid(loss.unsqueeze(0)).shape[1:]
-                observed[o.obs_id] = (
-                    o.size if rows == size_of(o.batches[0]) else rows * len(o.batches),
-                    tokens,
-                )
+        """Samples and tokens of the losses of a batch and of each observable, which are tried at w0."""
+        seed_losses(session.request.seed, 0)
+        loss = self._tried(session, self.feed.batches[0], "for batch 0")
+        check_loss(loss, 0, self.feed.expected(0))
+        one = grid(loss.unsqueeze(0)).shape[1:]
+        sizes = [size for size in self.feed.sizes if size is not None]
+        samples = max(sizes) if sizes and one[0] == self.feed.sizes[0] else one[0]
+        observed = {}
+        for o in self.observables:
+            rows, tokens = 0, 0
+            for batch in o.batches:
+                loss = self._tried(session, batch, f"for observable {o.name!r}")
+                if not bool(loss.isfinite().all()):
+                    raise ChainError(f"losses of observable {o.name!r} are not finite at w0: check its data")
+                if o.ids is not None and tuple(loss.shape) != (len(batch), o.ids.shape[1] - 1):
+                    raise ArgumentError(
+                        f"loss_fn returned shape {tuple(loss.shape)} for observable {o.name!r}: return one loss for "
+                        f"each token that is predicted, {(len(batch), o.ids.shape[1] - 1)}"
+                    )
+                count, tokens = grid(loss.unsqueeze(0)).shape[1:]
+                rows += count
+            observed[o.obs_id] = (rows, tokens)
         return (samples, one[1]), observed
+
+    @staticmethod
+    def _tried(session: Session, batch: Any, which: str) -> Tensor:
+        device = session.problem.params[0].device
+        try:
+            with torch.no_grad():
+                return session.problem.loss_of(moved(batch, device), which)
+        except IndexError as e:
+            raise DataError(
+                f"the model or loss_fn cannot take the data {which} ({e}): are there ids beyond its vocabulary?"
+            ) from e
 
     def _attrs(self, session: Session) -> dict[str, Any]:
         """What devinterp's readers want of the root."""

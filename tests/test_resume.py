@@ -1,5 +1,6 @@
 """Runs that are stopped anywhere and continued: their stores are those of unbroken runs, byte for byte."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ import torch
 from test_sample import LM, SHORT, tokens
 from torch import nn
 
+from llc_fast.code_digest import loss_digest
 from llc_fast.dropin import sample
-from llc_fast.errors import OutputError
+from llc_fast.errors import ChainError, OutputError
 from llc_fast.lm import token_losses
+from llc_fast.store import open_tree
 from llc_fast.tree_llc import compute_llc
 
 pytest.importorskip("xarray")
@@ -137,6 +140,90 @@ def test_a_store_is_returned_where_all_agrees_and_refused_elsewhere(tmp_path):
         with pytest.raises(OutputError, match=word):
             run(**changes)
     assert files(path) == before
+
+
+class Scaled:
+    """A loss that is an object, and looks at itself, a default and a global."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, model, batch):
+        return self.scale * FACTOR["of all"] * token_losses(model, batch)
+
+    def method(self, model, batch, *, more=1.0):
+        return more * self(model, batch)
+
+
+FACTOR = {"of all": 1.0}
+
+
+def test_what_a_loss_looks_at_is_part_of_it(monkeypatch):
+    def closing(scale):
+        return lambda m, b: scale * token_losses(m, b)
+
+    def wrapped(scale):
+        @functools.wraps(token_losses)
+        def wrapper(m, b):
+            return scale * token_losses(m, b)
+
+        return wrapper
+
+    def scaled(m, b, scale=1.0):
+        return scale * token_losses(m, b)
+
+    makers = [
+        Scaled,
+        closing,
+        wrapped,
+        lambda s: functools.partial(scaled, scale=s),
+        lambda s: Scaled(s).method,
+    ]
+    digests = [[loss_digest(make(s)) for s in (1.0, 1.0, 5.0)] for make in makers]
+    for one, same, other in digests:
+        assert one == same != other
+    assert len({one for one, *_ in digests}) == len(makers)
+    before = loss_digest(Scaled(1.0))
+    monkeypatch.setitem(FACTOR, "of all", 2.0)
+    assert loss_digest(Scaled(1.0)) != before
+
+
+def test_a_model_that_changed_elsewhere_is_another(tmp_path):
+    """Weights that chains do not move, and buffers, decide the loss all the same."""
+    model, run = Normed().eval(), SHORT | {"component": "u.weight", "output_path": tmp_path / "x.zarr"}
+    sample(model, tokens(1), **run)
+    sample(model, tokens(1), **run)
+    model.n.running_var.mul_(2)
+    with pytest.raises(OutputError, match="model_sha256"):
+        sample(model, tokens(1), **run)
+    model.n.running_var.div_(2)
+    with torch.no_grad():
+        model.e.weight.mul_(2)
+    with pytest.raises(OutputError, match="model_sha256"):
+        sample(model, tokens(1), **run)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_run_whose_chains_all_died_says_so_again(tmp_path, stacked):
+    """Its store is whole, with everything under /dead, and never a number."""
+    path = tmp_path / "x.zarr"
+    for _ in range(2):
+        with pytest.raises(ChainError, match=r"every chain died.*bounding_box_size.*under /dead of"):
+            sample(
+                LM(),
+                tokens(1),
+                output_path=path,
+                bounding_box_size=1e-3,
+                stacked=stacked,
+                pool_check=True,
+                **SHORT,
+            )
+    tree = open_tree(path)
+    assert tree.dataset.sizes["chain"] == 0
+    assert tree["dead"].dataset.sizes["dead_chain"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["x.zarr"]
+    with pytest.raises(ChainError):
+        compute_llc(tree)
 
 
 def test_an_unfinished_run_is_not_overwritten(tmp_path):

@@ -409,6 +409,17 @@ BAD = [
     ({"loss_fn": lambda m, b: token_losses(m, b).mean()}, ArgumentError, "loss_fn"),
     ({"loss_fn": 3}, ArgumentTypeError, "loss_fn"),
     ({"pool_check": True, "batch_size": 40}, ArgumentError, "pool_check"),
+    ({"obs_seed": None}, ArgumentTypeError, "obs_seed"),
+    ({"init_seed": 2**70}, ArgumentError, "init_seed"),
+    ({"moments": ("all",)}, ArgumentError, "moments"),
+    ({"scalar": "nothing"}, ArgumentError, "scalar"),
+    ({"bounding_box_size": 0.0}, ArgumentError, "bounding_box_size"),
+    ({"dataset": tokens(1) + 40}, DataError, "vocabulary"),
+    (
+        {"loss_fn": lambda m, b: token_losses(m, b) * torch.where(b[:, :1] == 0, torch.nan, 1.0)},
+        ChainError,
+        "w0",
+    ),
     ({"backend": "abacus"}, BackendError, "backend"),
 ]
 
@@ -420,11 +431,10 @@ def test_bad_input_is_refused_before_sampling(model, change, error, word, tmp_pa
     with pytest.raises(error, match=word):
         sample(
             model,
-            tokens(1),
-            {"p": tokens(2)},
+            observables={"p": tokens(2)},
             output_path=out,
             progress=lambda *a: steps.append(a),
-            **SHORT | change,
+            **{"dataset": tokens(1)} | SHORT | change,
         )
     assert not steps
     assert not [*tmp_path.iterdir()]

@@ -57,7 +57,7 @@ class Moments:
         scalar: str = "loss",
         device: torch.device | str = "cpu",
     ) -> None:
-        self.kinds = _checked_kinds(kinds)
+        self.kinds = checked_kinds(kinds)
         self.scalar = scalar if scalar == "loss" else to_obs_id(scalar)
         self.names = sorted(shapes)
         self.shapes = {name: shapes[name] for name in self.names}
@@ -152,7 +152,7 @@ class Moments:
             raise ArgumentError(f"scalar has shape {tuple(scalar.shape)}, expected {(len(rows),)}")
 
 
-def _checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+def checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     """The kinds of moments in a fixed order, "variance" always among them."""
     given = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in given:
