@@ -21,7 +21,7 @@ from .masked import selection_of
 from .placement import place, placed
 from .running import Run
 from .samplers import own_settings
-from .sampling import Progress, Schedule
+from .sampling import Progress, Schedule, kept_rng
 from .sampling.moments import checked_kinds
 from .scalars import MAX_STEP, Scalars, check_integer, check_scalar
 from .selection import Component
@@ -128,7 +128,7 @@ def sample(
     eval_mode: False leaves dropout and the like as the model has them.
     stacked: whether chains of a small model walk at once, see `llc_fast.estimate_llc`.
     fresh_batches: take draws on batches drawn apart from those of the gradients: a forward pass more, no order bias.
-    pool_check: as many chains again on halves of the pool, whose difference is the pool's bias.
+    pool_check: as many chains again on halves of the pool, for the pool's bias; 4 chains or more for its error.
     control_variates: keep what `llc` corrects its value by.
     checkpoint_every: seconds, or 20 times what a checkpoint takes if that is more.
     progress(chain, step, num_steps, loss): called at every step of every chain.
@@ -182,26 +182,27 @@ def sample(
         chosen, scalars, method, state, noise, seed, backend, bool(eval_mode), init_noise=perturbation
     )
     vocabulary = lm.vocabulary(model)
-    data = feeding.read(
-        dataset,
-        batch_size=batch_size,
-        shuffle=bool(shuffle),
-        init_seed=init_seed,
-        num_chains=num_chains,
-        matched=bool(match_sampling_input_ids_across_chains),
-        needed=schedule.steps * schedule.gradient_accumulation_steps,
-        vocabulary=vocabulary,
-        loss_fn=loss_fn,
-    )
-    seen = feeding.observables(
-        observables,
-        batch_size=batch_size,
-        batches_per_draw=batches_per_draw,
-        seed=obs_seed,
-        length=data.length,
-        vocabulary=vocabulary,
-        loss_fn=loss_fn,
-    )
+    with kept_rng():  # a loader that shuffles draws from PyTorch's generator
+        data = feeding.read(
+            dataset,
+            batch_size=batch_size,
+            shuffle=bool(shuffle),
+            init_seed=init_seed,
+            num_chains=num_chains,
+            matched=bool(match_sampling_input_ids_across_chains),
+            needed=schedule.steps * schedule.gradient_accumulation_steps,
+            vocabulary=vocabulary,
+            loss_fn=loss_fn,
+        )
+        seen = feeding.observables(
+            observables,
+            batch_size=batch_size,
+            batches_per_draw=batches_per_draw,
+            seed=obs_seed,
+            length=data.length,
+            vocabulary=vocabulary,
+            loss_fn=loss_fn,
+        )
     moments = (moments,) if isinstance(moments, str) else tuple(moments)
     checked_kinds(moments)
     if scalar != "loss" and scalar not in {o.name for o in seen} | {o.obs_id for o in seen}:

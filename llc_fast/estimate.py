@@ -87,7 +87,7 @@ def estimate_llc(
     stacked: whether chains of a small model walk at once (one forward and backward pass for all, by torch.func.vmap);
     None: where the model and loss_fn allow it. Their noise has the same bits, their gradients agree to rounding.
     fresh_batches: take draws on batches drawn apart from those of the gradients: a forward pass more, no order bias.
-    pool_check: as many chains again on random halves of the pool, whose difference is `LLCResult.pool_bias`.
+    pool_check: as many chains again on random halves of the pool, see `LLCResult.pool_bias`; 4 or more for its error.
     control_variates: whether the result has a value corrected by sums of the noise, see `LLCResult.controlled`.
     progress(chain, step, num_steps, loss) is called at every step of every chain.
     A sharded model (FSDP2, tensor parallelism): all ranks call it alike, each with its part of every batch or with
@@ -146,7 +146,8 @@ def estimate_llc(
             raise ArgumentError(
                 "pool_check is True, but the pool has one batch, which has no halves: give more data"
             )
-        agreed = (component, sampler, scalars, schedule, num_chains, seed, state, noise)
+        options = (bool(fresh_batches), bool(pool_check), bool(control_variates))
+        agreed = (component, sampler, scalars, schedule, num_chains, seed, state, noise, options)
         with lent(model, loss_fn, data, request, agreed=agreed) as session:
             session.look()
             bundles = session.bundles(range(num_chains), stacked)
@@ -164,7 +165,8 @@ def estimate_llc(
                     controls=control_variates,
                     progress=progress,
                 )
-                session.settle(walkers)
+                if chains[0] < num_chains:
+                    session.settle(walkers, traces)
                 return traces
 
             whole = range(len(data))
@@ -173,7 +175,7 @@ def estimate_llc(
             if pool_check:
                 for bundle in bundles:
                     others = [chain + num_chains for chain in bundle]
-                    halves += run(others, lambda chain: half_pool(seed, whole, chain))
+                    halves += run(others, lambda chain: half_pool(seed, whole, chain - num_chains))
             used = settings(session, schedule, num_chains)
             known = facts(session, used, pool=len(data))
             known |= {"baseline": session.baseline.losses, "fresh_batches": bool(fresh_batches)}

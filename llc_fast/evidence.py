@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import diagnostics
-from .biases import order_bias
+from .biases import order_bias, pool_bias, target
 from .controls import controlled
 from .diagnostics import Array
 from .errors import ChainError
@@ -34,12 +34,15 @@ class Evidence:
     another, (chains, steps, 2 tensors).
     batch: which of the pool each step took, (chains, steps) or (chains, steps, micro-batches), -1 after death;
     baseline: the loss of each at w0, (pool,).
-    epoch: steps in which a chain passes over its pool once, None where it does not. batches_per_step: of the pool.
-    fresh_batches: whether draws were taken on batches apart from those of the gradients, in epochs of draws.
+    epoch: steps in which a chain passes over its pool once, or oftener, None where it does not. batches_per_step: of
+    the pool.
+    fresh_batches: whether draws were taken on batches apart from those of the gradients, in epochs of draws; cut_draws:
+    how many draws were left out before these.
     shared_order: whether all chains took them in one order. disjoint_pools: whether each chain has a pool of its own.
     dead: row -> why the chain is not counted. weights: how many the chains move. pool_samples: in the pool.
     gradient_noise: trace of the covariance over the pool of single batches' gradients at w0; gradient_batches: from
-    how many it and g0 are. half_gains: gains of chains on random halves of the pool, (half_chains, draws).
+    how many it and g0 are. half_gains: gains of chains on random halves of the pool, (half_chains, draws),
+    rows 2k and 2k + 1 on the two halves of one cut.
     common_error: standard error of a loss at w0 that all gains are against, NaN where it is not known.
     loss_eps: relative rounding of losses. unequal: least and greatest number of samples of a batch, where they
     differ. without_gradient: parameters that the loss does not depend on. friction: where the sampler ended.
@@ -76,6 +79,7 @@ class Evidence:
     epoch: int | None = None
     batches_per_step: int = 1
     fresh_batches: bool = False
+    cut_draws: int = 0
     shared_order: bool = False
     disjoint_pools: bool = False
     dead: Mapping[int, str] = field(default_factory=dict)
@@ -102,7 +106,7 @@ class Evidence:
         if self.epoch is None or self.epoch == 1:
             return 1, 0
         if self.fresh_batches:
-            return self.epoch, 0
+            return self.epoch, -self.cut_draws % self.epoch
         return (self.epoch, -self.num_burnin_steps % self.epoch) if self.num_steps_bw_draws == 1 else (1, 0)
 
     @property
@@ -130,19 +134,21 @@ def assess(e: Evidence) -> LLCResult:
     distance = None if e.distance is None else e.distance[live]
     error, dof = _mcse(e, gains)
     pull = math.nan if e.dot is None else nbeta * float(e.dot[live].mean())
-    half, half_error = _half(e, gains, error)
+    half, half_error, pairs = pool_bias(
+        e.half_gains, float(gains.mean()), error, nbeta=nbeta, pool=e.pool_batches
+    )
     virial = None if e.virial is None else e.virial[live, e.num_burnin_steps :]
     warmth, warmth_error = (math.nan, math.nan) if virial is None else diagnostics.temperature(virial)
     better = None
     if e.controls is not None:
-        pairs = e.controls[live].reshape(len(live), e.controls.shape[1], -1, 2)
-        better = controlled(gains, pairs, burnin=e.num_burnin_steps, thinning=e.num_steps_bw_draws)
+        drawn = e.controls[live].reshape(len(live), e.controls.shape[1], -1, 2)
+        better = controlled(gains, drawn, burnin=e.num_burnin_steps, thinning=e.num_steps_bw_draws)
     odd = diagnostics.odd_chains(gains, None if e.boxed is None else e.boxed[live])
     result = LLCResult(
         llc_mean=mean,
         llc_std=float(np.nanstd(per_chain)),
         llc_per_chain=per_chain,
-        target=_target(e),
+        target=target(e.lr, e.pool_batches, e.pool_samples, disjoint=e.disjoint_pools),
         mcse=nbeta * error,
         dof=dof,
         r_hat=diagnostics.r_hat(blocks),
@@ -182,6 +188,7 @@ def assess(e: Evidence) -> LLCResult:
         without_gradient=e.without_gradient,
         paired=e.paired,
         shared_order=e.shared_order,
+        half_pairs=pairs,
     )
     verdict = judge(result, facts)
     return replace(result, verdict=verdict, remarks=(*remarks(result, verdict, facts), *e.remarks))
@@ -194,26 +201,6 @@ def _settings(e: Evidence) -> dict[str, Any]:
     known |= {"num_draws": e.gains.shape[1], "num_chains": len(e.gains)}
     pool = {name: getattr(e, name) for name in ("pool_batches", "pool_samples", "gradient_batches")}
     return dict(e.settings) | known | pool
-
-
-def _target(e: Evidence) -> str:
-    """What the estimate is of, in words."""
-    counts = ((e.pool_batches, "batches"), (e.pool_samples, "samples"))
-    held = ", ".join(f"{count} {what}" for count, what in counts if count is not None)
-    loss = "the data that the chains' disjoint pools come from" if e.disjoint_pools else "the pool itself"
-    beside = "" if e.disjoint_pools else "; for the data that the pool comes from, pool bias"
-    return (
-        f"nbeta (E[L(w)] - L(w0)) for the loss of {loss}{f' ({held})' if held else ''}, at the lr used, {e.lr:g}; "
-        f"order bias and the bias of the step stand beside it{beside}"
-    )
-
-
-def _half(e: Evidence, gains: Array, error: float) -> tuple[float, float]:
-    """The estimate less that on halves of the pool, and its standard error."""
-    if e.half_gains is None or not (lived := np.isfinite(e.half_gains).all(axis=1)).any():
-        return math.nan, math.nan
-    half = e.half_gains[lived]
-    return e.nbeta * float(gains.mean() - half.mean()), e.nbeta * math.hypot(error, diagnostics.mcse(half)[0])
 
 
 def _repetition(e: Evidence) -> float:
@@ -235,7 +222,7 @@ def _order_bias(e: Evidence) -> float:
     steps = e.num_burnin_steps + e.num_steps_bw_draws * np.arange(e.gains.shape[1], dtype=np.int64)
     return order_bias(
         e.gradient_noise,
-        steps % (e.epoch or 1),
+        steps,
         nbeta=e.nbeta,
         lr=e.lr,
         sampler=e.sampler,
@@ -274,9 +261,6 @@ def _smooth(e: Evidence, values: Array) -> Array:
         return values
     means: Array = values[:, skip : skip + count * size].reshape(len(values), count, size).mean(axis=2)
     return means
-
-
-_MANY = 20
 
 
 def _tested(e: Evidence, values: Array) -> Array:

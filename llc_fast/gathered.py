@@ -58,11 +58,11 @@ def facts(session: Session, s: Mapping[str, Any], *, pool: int) -> dict[str, Any
         "friction": session.friction,
         "paired": True,
         "init_loss": float(start.losses.mean()),
-        "epoch": None if pool % count else pool // count,
+        "epoch": 1 if count % pool == 0 else None if pool % count else pool // count,
         "batches_per_step": count,
         "pool_batches": pool,
         "pool_samples": sum(known) * pool // size if len(known) == size else None,
-        "gradient_noise": displacement.gradient_noise(size),
+        "gradient_noise": displacement.gradient_noise(pool),
         "gradient_batches": displacement.count,
         "loss_eps": start.eps,
         "unequal": [min(known), max(known)] if known and min(known) < max(known) else None,
@@ -79,6 +79,8 @@ def evidence(
     settings: Mapping[str, Any],
 ) -> Evidence:
     """The evidence of chains of which these are the rows."""
+    if facts.get("disjoint_pools"):  # g0 is of all pools together, and each chain is drawn by its own
+        arrays = {name: values for name, values in arrays.items() if name != "dot"}
     return Evidence(**facts, **arrays, dead=dead, settings=settings)
 
 

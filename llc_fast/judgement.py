@@ -20,7 +20,7 @@ class Facts:
     gradient_term*. unequal: least and greatest number of samples of a batch, where they differ. resolution: rounding
     of a loss*. irreproducible: most that a second evaluation of a batch's loss at w0 differs from the first*.
     without_gradient: parameters. paired: whether draws are compared with the same batch at w0. shared_order: whether
-    all chains took the batches in one order.
+    all chains took the batches in one order. half_pairs: of chains on both halves of the pool, None where none walked.
     """
 
     r_hat_chance: float
@@ -36,6 +36,7 @@ class Facts:
     without_gradient: Sequence[str]
     paired: bool
     shared_order: bool
+    half_pairs: int | None
 
 
 def judge(r: LLCResult, facts: Facts) -> Verdict:
@@ -228,9 +229,12 @@ def _biases(r: LLCResult, facts: Facts) -> Iterator[Check]:
         "pool bias",
         share(beyond(r.pool_bias, r.pool_bias_error), size),
         0.05,
-        f"chains on halves of the pool differ by {r.pool_bias:.2g} ± {r.pool_bias_error:.2g} "
+        f"chains on halves of the pool say that it reads {r.pool_bias:.2g} ± {r.pool_bias_error:.2g} low "
         f"({percent(r.pool_bias, size)}): a larger pool is needed for the data it comes from.",
-        unknown="no chains walked on halves of the pool (pool_check=True).",
+        unknown="no chains walked on halves of the pool (pool_check=True)."
+        if facts.half_pairs is None
+        else f"{facts.half_pairs} of the pairs of chains on both halves of the pool lived, and its error needs two: "
+        "give num_chains >= 4.",
     )
     yield hold(
         "sign",

@@ -35,8 +35,9 @@ class LLCResult:
     order_bias: about what the estimate gains by taking the loss on the batches that also give the gradients,
     lr nbeta^2 tr(C) / 4 over whole epochs of SGLD, C the covariance of batch gradients at w0; curvature lowers it.
     0 where losses were taken on other batches, NaN for RMSprop-SGLD and where C is not known.
-    pool_bias: the estimate less that on random halves of the pool, about what it reads low for the data that the
-    pool comes from; pool_bias_error: its standard error. NaN where no chains walked on halves.
+    pool_bias: about what the estimate reads low for the data that the pool comes from: the estimate less that on
+    random halves of h of the pool's S batches, times h/(S - h); pool_bias_error: its standard error, with that of the
+    random cuts. NaN where no chains walked on halves, the error also for fewer than two pairs of them.
     gradient_term: mean of nbeta g0.(w - w0), g0 the pool's gradient at w0: the part of llc_mean that is due to w0
     not being a stationary point of this loss; llc_without_gradient: what remains. NaN where g0 is not known.
     llc_scalar: devinterp's number, nbeta (mean loss over every step, burn-in too, less init_loss).

@@ -114,7 +114,12 @@ class Run:
         def keep(batch: int, losses: Tensor) -> None:
             check_loss(losses, batch, self.feed.expected(batch))
             mean = grid(losses.unsqueeze(0))[0].double().mean(dim=0).cpu()
-            tokens[batch, : len(mean)] = mean
+            if len(mean) != shape[1]:
+                raise DataError(
+                    f"loss_fn returns {len(mean)} losses a sample for batch {batch}, {shape[1]} for batch 0: return as "
+                    "many for each, or their mean"
+                )
+            tokens[batch] = mean
 
         session.look(keep)
         bundles = session.bundles(range(self.num_chains), self.stacked)
@@ -183,13 +188,14 @@ class Run:
         known = facts(session, made, pool=len(self.feed.pools[0]))
         known["fresh_batches"] = self.options["fresh_batches"]
         known["disjoint_pools"] = not self.config["match_sampling_input_ids_across_chains"]
+        living = [chain for chain in range(self.num_chains) if chain not in deaths]
         ours = {
             "settings": made,
             "facts": known,
-            "chains": [chain for chain in range(self.num_chains) if chain not in deaths],
+            "chains": living,
             "dead": {str(chain): reason for chain, reason in deaths.items()},
         }
-        writer.finish({"llc_fast": ours})
+        writer.finish({"llc_fast": ours}, living)
 
     def _prepare(self, writer: Writer, base: np.ndarray[Any, Any], tokens: Tensor) -> None:
         """What is known before the first step."""
@@ -215,7 +221,9 @@ class Run:
         seed, chains = session.request.seed, phase.chains
         pools = [self.feed.pools[c % self.num_chains] for c in chains]
         if phase.half:
-            pools = [half_pool(seed, pool, chain) for pool, chain in zip(pools, chains, strict=True)]
+            pools = [
+                half_pool(seed, pool, c - self.num_chains) for pool, c in zip(pools, chains, strict=True)
+            ]
         order = Order(seed, chains, pools)
         walkers = session.walkers(chains)
         watch = Recording(
@@ -245,7 +253,8 @@ class Run:
                 progress=self.progress,
                 state=left,
             )
-        session.settle(walkers)
+        if not phase.half:
+            session.settle(walkers, traces)
         return traces
 
     def _shapes(self, session: Session) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .sampling import (
     Problem,
     Single,
     Stacked,
+    Trace,
     Walkers,
     baseline,
     borrowed,
@@ -146,10 +148,11 @@ class Session:
         tensors = (*self.problem.params, *self.remainders, *self.buffers)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def settle(self, walkers: Walkers) -> None:
-        """Note where the thermostats of a bundle ended."""
+    def settle(self, walkers: Walkers, traces: Sequence[Trace]) -> None:
+        """Note where the thermostats of the chains that lived ended."""
         if walkers.plan.thermostat is not None:
-            self.settled += walkers.plan.thermostat.tolist()
+            ends = walkers.plan.thermostat.tolist()
+            self.settled += [xi for xi, trace in zip(ends, traces, strict=True) if trace.verdict is None]
 
     def stackable(self) -> str:
         """Why chains cannot walk at once, or nothing."""
@@ -167,19 +170,49 @@ class Session:
             return "eval_mode is False"
         try:
             with kept_rng():
-                pair = self.stacked([0, 1], init_noise=0.0)
-                pair.start(self.request.scalars)
-                losses = pair.losses([0, 0])
-                grads = pair.gradients(losses)
+                return self._compare()
         except Exception as e:  # whatever loss_fn does that cannot be done for several chains at once
             return f"torch.func.vmap refuses the model or loss_fn: {type(e).__name__}: {e}".split("\n")[0]
-        expected = self.baseline.losses[0]
-        off = float(np.abs(pair.values(losses) - expected).max())
+
+    def _compare(self) -> str:
+        """How two chains at once, near w0, differ from each alone; nothing where losses and gradients agree."""
+        p, pair = self.problem, self.stacked([0, 1], init_noise=0.0)
+        pair.start(self.request.scalars)
+        generator = torch.Generator().manual_seed(0)
         eps = max(self.baseline.eps, *(torch.finfo(q.dtype).eps for q in p.params))
-        if off > 100 * eps * max(abs(expected), 1.0):
-            return f"under torch.func.vmap the loss of batch 0 at w0 differs by {off:.2g}"
-        if losses.requires_grad and all(g is None for g in grads):
-            return "under torch.func.vmap the loss does not depend on the weights"
+        allowed = min(0.1, max(1e-10, 1000 * eps))
+        try:
+            with torch.no_grad():
+                for (
+                    stacked
+                ) in pair.plan.params:  # a loss that holds weights of its own does not see that they moved
+                    z = torch.randn(stacked.shape, generator=generator).to(stacked)
+                    stacked += 0.02 * (stacked.std() + 0.02) * z
+            place = len(p.batches) - 1
+            together = pair.losses([place, place])
+            values, grads = pair.values(together), pair.gradients(together)
+            for i in range(2):
+                with torch.no_grad():
+                    for q, stacked in zip(p.params, pair.plan.params, strict=True):
+                        q.copy_(stacked[i])
+                loss = p.loss(place)
+                value, alone = p.value(loss), p.gradients(loss)
+                again = p.value(p.loss(place))
+                if not any(map(math.isfinite, (value, again, values[i]))):
+                    continue  # beyond where the loss is defined: nothing to compare
+                if again != value:
+                    return "loss_fn gives other values at the same weights"
+                if not abs(values[i] - value) <= allowed * abs(value):
+                    return f"under torch.func.vmap a loss is {values[i]:.6g}, of one chain alone {value:.6g}"
+                size = math.sqrt(sum(float(g.double().square().sum()) for g in alone if g is not None))
+                for name, one, many in zip(p.names, alone, grads, strict=True):
+                    difference = _less(one, None if many is None else many[i])
+                    if not difference <= allowed * size:
+                        return f"under torch.func.vmap the gradient of {name!r} is another"
+        finally:
+            with torch.no_grad():
+                for q, anchor in zip(p.params, self.anchors, strict=True):
+                    q.copy_(anchor)
         return ""
 
     def stacked(self, chains: Sequence[int], *, init_noise: float | None = None) -> Stacked:
@@ -255,3 +288,11 @@ def lent(
             mine, others = spoken(first, tiles)
             session.displacement = Displacement(params, anchors, remainders, mine, box=s.box, ranks=others)
             yield session
+
+
+def _less(one: Tensor | None, other: Tensor | None) -> float:
+    """The norm of the difference; an absent gradient is 0."""
+    if one is None or other is None:
+        there = one if other is None else other
+        return 0.0 if there is None else float(there.double().norm())
+    return float((one.double() - other.double()).norm())

@@ -244,8 +244,9 @@ def test_halves_of_the_pool(model):
     assert tree["half_pool"].gain.shape == (3, 8)
     result = result_of(tree)
     gains, halves = tree["llc_fast"].gain.values, tree["half_pool"].gain.values
-    assert result.pool_bias == pytest.approx(10.0 * (gains.mean() - halves.mean()))
-    assert result.pool_bias_error > 0
+    pair = halves[:2]  # the only whole one
+    assert result.pool_bias == pytest.approx(10.0 * (gains.mean() - pair.mean()))
+    assert "num_chains >= 4" in result.verdict["pool bias"].advice
     alone = sample(model, tokens(1), **SHORT)
     np.testing.assert_array_equal(alone["llc_fast"].gain, gains)
 
@@ -447,3 +448,41 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"e\.weight.*finite"):
         sample(model, tokens(1), output_path=tmp_path / "x.zarr", **SHORT)
     assert not [*tmp_path.iterdir()]
+
+
+def test_one_chain_without_traces_is_kept(model):
+    tree = sample(model, tokens(1), {"p": tokens(2)}, traces=False, **SHORT | {"num_chains": 1})
+    assert tree["llc_fast"].loss.shape == (1, 8)
+    assert tree["moments"]["count"].values.tolist() == [8]
+    assert math.isfinite(float(compute_llc(tree).llc_mean))
+
+
+def test_with_pools_of_their_own_the_gradient_at_w0_is_not_known(model):
+    """That of all pools together says nothing of the pull of each chain's own."""
+    tree = sample(model, tokens(1), match_sampling_input_ids_across_chains=False, **SHORT)
+    result = result_of(tree)
+    assert math.isnan(result.gradient_term)
+    assert result.verdict["gradient at w0"].ok is None
+    shared = result_of(sample(model, tokens(1)[:12], **SHORT))  # 3 batches of 4, as each chain has 3 of 9
+    assert 0.3 < result.order_bias / shared.order_bias < 3
+
+
+def test_losses_of_one_shape_are_wanted(tmp_path):
+    batches = [(torch.randn(4, k, 6),) for k in (5, 3)]
+    with pytest.raises(DataError, match="3 losses a sample for batch 1, 5 for batch 0"):
+        sample(
+            nn.Linear(6, 2),
+            batches,
+            loss_fn=lambda m, b: m(b[0]).square().sum(-1),
+            output_path=tmp_path / "x.zarr",
+            lr=1e-3,
+            n_beta=5.0,
+        )
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_shuffling_loader_leaves_the_random_state(model):
+    loader = torch.utils.data.DataLoader(tokens(1), batch_size=4, shuffle=True)
+    before = torch.get_rng_state()
+    sample(model, loader, **SHORT)
+    assert torch.equal(torch.get_rng_state(), before)

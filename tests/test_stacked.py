@@ -178,3 +178,53 @@ def test_observables_of_stacked_chains():
 
     a, b = (sample(LM().double(), tokens(1), {"p": tokens(2)}, stacked=s, **SHORT) for s in (False, True))
     np.testing.assert_allclose(a.dataset.loss_p, b.dataset.loss_p, rtol=1e-6)
+
+
+def test_weights_that_a_loss_holds_by_itself_are_seen():
+    """A penalty on parameters that the loss has captured, or that a module keeps in a list, beside the chains' own."""
+    model = network()
+    held = list(model.parameters())
+
+    def captured(m, batch):
+        return each(m, batch) + 0.05 * sum(p.square().sum() for p in held)
+
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+            self.some = [self.inner[0].weight]
+
+        def forward(self, x):
+            return self.inner(x) * self.some[0].mean()
+
+    for m, loss in ((model, captured), (Listed(), each)):
+        assert estimate_llc(m, loss, pool(), **RUN).settings["stacked"] is False
+        with pytest.raises(ArgumentError, match="under torch"):
+            estimate_llc(m, loss, pool(), stacked=True, **RUN)
+
+
+def test_a_random_loss_walks_alone():
+    for dtype in (torch.float32, torch.bfloat16):
+        result = estimate_llc(
+            network(dtype), lambda m, b: each(m, b) * (1 + 0.3 * torch.rand(())), pool(dtype), **RUN
+        )
+        assert result.settings["stacked"] is False
+
+
+def test_thermostats_of_dead_chains_do_not_count():
+    model = network(torch.float64)
+    bound = float(model[2].bias[0].detach()) + 0.02
+    run = RUN | {"num_chains": 8, "sampler": "sgnht", "lr": 2e-6, "num_draws": 60}
+    results = [
+        estimate_llc(
+            model,
+            lambda m, b: torch.where(m[2].bias[0] > bound, torch.nan, each(m, b)),
+            pool(torch.float64),
+            stacked=stacked,
+            **run,
+        )
+        for stacked in (True, False)
+    ]
+    assert 0 < len(results[0].dead_chains) < 8
+    assert np.isfinite(results[0].order_bias)
+    assert results[0].order_bias == pytest.approx(results[1].order_bias, rel=1e-6)

@@ -70,7 +70,8 @@ def after(e: Evidence, steps: int) -> Evidence:
         return e
     drawn = {name: getattr(e, name) for name in ("gains", "distance", "dot", "boxed", "half_gains")}
     kept: dict[str, Any] = {n: None if values is None else values[:, cut:] for n, values in drawn.items()}
-    return replace(e, num_burnin_steps=e.num_burnin_steps + cut * e.num_steps_bw_draws, **kept)
+    burnin = e.num_burnin_steps + cut * e.num_steps_bw_draws
+    return replace(e, num_burnin_steps=burnin, cut_draws=e.cut_draws + cut, **kept)
 
 
 def _judged(found: Audit, evidence: Evidence, other: Foreign | None) -> Audit:

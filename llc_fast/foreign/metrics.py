@@ -10,6 +10,7 @@ import numpy as np
 
 from ..diagnostics import Array
 from ..evidence import Evidence
+from ..store.reading import values
 from .records import mean
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def metric(tree: xr.DataTree, name: str, chains: int, steps: int) -> Array | Non
     """One of the arrays that save_metrics=True records, (chains, steps)."""
     if f"metrics_{name}" not in tree.dataset:
         return None
-    values: Array = tree.dataset[f"metrics_{name}"].values[:chains, :steps].astype(np.float64)
-    return values
+    found = values(tree.dataset[f"metrics_{name}"][:chains, :steps], f"metrics_{name}", tree)
+    return found.astype(np.float64)
 
 
 def virial_of(

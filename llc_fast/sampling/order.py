@@ -36,9 +36,12 @@ def batch_orders(seed: int, chains: Sequence[int], epoch: int, size: int, stream
 
 
 def half_pool(seed: int, pool: Sequence[int], chain: int) -> list[int]:
-    """One of two random halves of a pool, the one or the other in turns."""
+    """One of two random halves of a pool: chains 2k and 2k + 1 take the two of a cut of their own.
+
+    chain: counted from 0 among those on halves. One cut for all would hide how much cuts differ.
+    """
     size = len(pool) // 2
-    order = batch_order(seed, 0, 0, len(pool), HALVES)[chain % 2 * size :][:size]
+    order = batch_order(seed, 0, chain // 2, len(pool), HALVES)[chain % 2 * size :][:size]
     return [pool[i] for i in order]
 
 
