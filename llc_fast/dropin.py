@@ -26,6 +26,7 @@ from .sampling.moments import checked_kinds
 from .scalars import MAX_STEP, Scalars, check_integer, check_scalar
 from .selection import Component
 from .session import Request, lent
+from .store import require
 from .tree_llc import compute_llc
 from .types import Selection
 
@@ -139,6 +140,7 @@ def sample(
     Raises ArgumentError, ArgumentTypeError, BackendError, ComponentError, DataError, ModelError or OutputError before
     sampling; ChainError where a loss at w0 is not finite or every chain died; OutputError where a disk is full.
     """
+    require()
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     for name, value in (("loss_fn", loss_fn), ("progress", progress)):

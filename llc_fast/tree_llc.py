@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ArgumentError, ArgumentTypeError, ChainError
+from .errors import ArgumentError, ArgumentTypeError, ChainError, DataError
 from .evidence import Evidence, assess
 from .gathered import evidence
 from .results import LLCResult
+from .store.reading import DAMAGED, named, values
 
 if TYPE_CHECKING:
     import xarray as xr
 
 GROUP = "llc_fast"
 _STORED = {name: name for name in ("loss", "virial", "batch", "distance", "dot", "boxed")} | {"gains": "gain"}
+_WHOLE = ("loss", "gain", "batch")  # without a hole where a chain lived
 
 
 def compute_llc(samples: xr.DataTree) -> xr.Dataset:
@@ -26,7 +28,8 @@ def compute_llc(samples: xr.DataTree) -> xr.Dataset:
     llc_scalar, the plain average over every step, burn-in too, which the others leave out. Beside them all numbers of
     `LLCResult`: mcse, interval_low and interval_high (95 %), r_hat, ess, order_bias, ...; attrs: verdict (each check
     with value, threshold and advice), notes, target, dead chains, settings.
-    Raises ArgumentTypeError where it is no such tree, ChainError where no chain lived.
+    Raises ArgumentTypeError where it is no such tree, DataError where its store is damaged, ChainError where no chain
+    lived.
     """
     result = result_of(samples)
     return dataset(result, samples)
@@ -38,16 +41,21 @@ def result_of(samples: xr.DataTree) -> LLCResult:
 
 
 def evidence_of(samples: xr.DataTree) -> Evidence:
-    """What a tree of `sample`, ours or devinterp's, tells of its chains; rows by their original numbers."""
+    """What a tree of `sample`, ours or devinterp's, tells of its chains; rows by their original numbers.
+
+    Raises DataError where the store is damaged.
+    """
     if not hasattr(samples, "dataset") or not hasattr(samples, "children"):
         raise ArgumentTypeError(
             f"samples is a {type(samples).__name__}: give the DataTree that sample() returned"
         )
+    ours = samples.attrs.get(GROUP, {})
     if GROUP not in samples.children:
+        if "facts" in ours:
+            raise DataError(f"{named(samples)} has no group /{GROUP}: {DAMAGED}")
         from . import foreign
 
         return foreign.evidence_of(samples)
-    ours = samples.attrs.get(GROUP, {})
     if "facts" not in ours:
         raise ArgumentError(
             "samples are of a run that has not ended: finish it with sample(..., resume=True)"
@@ -60,18 +68,43 @@ def evidence_of(samples: xr.DataTree) -> Evidence:
     lost = samples["dead"] if dead and "dead" in samples.children else None
     arrays: dict[str, Any] = {}
     for name, stored in (*_STORED.items(), *([("controls", "control")] if "control" in group else [])):
-        values = group[stored].values
-        filler: float = -1 if values.dtype.kind == "i" else np.nan
-        out = np.full((settings["num_chains"], *values.shape[1:]), filler, dtype=values.dtype)
-        out[ours["chains"]] = values
+        data = _read(samples, stored)
+        _check(samples, stored, data, ours["chains"])
+        filler: float = -1 if data.dtype.kind == "i" else np.nan
+        out = np.full((settings["num_chains"], *data.shape[1:]), filler, dtype=data.dtype)
+        out[ours["chains"]] = data
         if lost is not None and GROUP in lost.children:
-            out[_buried(lost)] = lost[GROUP].dataset[stored].values
+            out[_buried(lost)] = _read(samples, stored, f"dead/{GROUP}")
         arrays[name] = out.reshape(*out.shape[:2], -1) if name == "controls" else out
-    arrays["baseline"] = group["baseline"].values
-    facts["init_loss"] = float(samples.dataset["init_loss"].values.mean())  # of the batches that chains took
+    arrays["baseline"] = _read(samples, "baseline")
+    if not np.isfinite(arrays["baseline"]).all():
+        raise DataError(f"{GROUP}/baseline of {named(samples)} lacks losses at w0: {DAMAGED}")
+    first = _read(samples, "init_loss", "")  # of the batches that chains took
+    facts["init_loss"] = float(first.mean()) if first.size else np.nan
     if "half_pool" in samples.children:
-        arrays["half_gains"] = samples["half_pool"].dataset["gain"].values
+        arrays["half_gains"] = _read(samples, "gain", "half_pool")
     return evidence(facts, arrays, dead=dead, settings=settings)
+
+
+def _read(samples: xr.DataTree, name: str, group: str = GROUP) -> np.ndarray:
+    """An array of a group. Raises DataError where it is not there or cannot be read."""
+    home = samples[group].dataset if group else samples.dataset
+    path = f"{group}/{name}".lstrip("/")
+    if name not in home:
+        raise DataError(f"{named(samples)} has no {path}: {DAMAGED}")
+    return values(home[name], path, samples)
+
+
+def _check(samples: xr.DataTree, name: str, data: np.ndarray, chains: list[int]) -> None:
+    """Raise DataError unless every chain that lived is there: a chunk that is missing reads as NaN or -1."""
+    where = f"{GROUP}/{name} of {named(samples)}"
+    if len(data) != len(chains):
+        raise DataError(
+            f"{where} has {len(data)} chains, its attributes {len(chains)}: give the tree as sample() returned it"
+        )
+    for chain, row in zip(chains, data, strict=True):
+        if name in _WHOLE and not (row >= 0 if name == "batch" else np.isfinite(row)).all():
+            raise DataError(f"{where} lacks rows of chain {chain}: {DAMAGED}")
 
 
 def _number(value: Any) -> Any:

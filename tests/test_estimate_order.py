@@ -72,7 +72,14 @@ def test_fresh_batches_have_no_order_bias():
     """A linear loss without noise: draws on batches drawn apart read 0 over whole epochs of both orders."""
     c = torch.randn(10, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     c -= c.mean(dim=0)
-    run = {"lr": 0.1, "nbeta": 7.0, "localization": 0.0, "noise_level": 0.0, "num_draws": 400, "num_chains": 40}
+    run = {
+        "lr": 0.1,
+        "nbeta": 7.0,
+        "localization": 0.0,
+        "noise_level": 0.0,
+        "num_draws": 400,
+        "num_chains": 40,
+    }
     result = estimate_llc(Vector(*[0.0] * 6), lambda m, b: b @ m.w, list(c), fresh_batches=True, **run)
     biased = estimate_llc(Vector(*[0.0] * 6), lambda m, b: b @ m.w, list(c), **run)
     assert result.order_bias == 0.0

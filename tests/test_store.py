@@ -14,6 +14,7 @@ import torch
 
 from llc_fast.errors import ArgumentError, DataError
 from llc_fast.store import Spec, Writer, open_tree
+from llc_fast.store.reading import values
 
 pytest.importorskip("zarr")
 xr = pytest.importorskip("xarray")
@@ -315,8 +316,14 @@ def test_a_damaged_chunk_is_seen(tmp_path):
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
+    tree = open_tree(tmp_path / "x.zarr")
     with pytest.raises(RuntimeError, match=r"(?i)checksum|corrupt|decompress"):
-        open_tree(tmp_path / "x.zarr").load()
+        tree.load()
+    with pytest.raises(
+        DataError, match=r"the loss of .*x.zarr cannot be read .*: the store is damaged: take"
+    ):
+        values(tree["llc_fast/loss"], "the loss", tree)
+    assert values(tree["llc_fast/batch"], "batch", tree).shape == (3, 8, 1)
 
 
 def devinterp_arrays(seed: int) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +19,8 @@ import pytest
 from test_store import ATTRS, IDENTITY, SPECS, step, writer
 from test_store_kill import files, in_turn, run
 
-from llc_fast.errors import ArgumentError, OutputError
-from llc_fast.store import Spec, Writer, open_tree, tree
+from llc_fast.errors import ArgumentError, ArgumentTypeError, OutputError
+from llc_fast.store import Spec, Writer, open_tree, require, tree
 from llc_fast.store import files as store_files
 
 zarr = pytest.importorskip("zarr")
@@ -71,6 +73,7 @@ def test_traces_of_a_killed_finish_are_removed(tmp_path):
     path = tmp_path / "x.zarr"
     finished(path)
     (tmp_path / "x.zarr.run").mkdir()
+    (tmp_path / "x.zarr.run" / "lock").write_bytes(b"")
     (tmp_path / "x.zarr.run" / "checkpoint").write_bytes(b"half removed")
     with writer(path) as out:
         assert out.finished
@@ -81,7 +84,7 @@ def test_another_finished_run_is_kept(tmp_path):
     path = tmp_path / "x.zarr"
     finished(path)
     said = refused(
-        "holds a finished run that differs from this one: choose another path or delete it",
+        r"holds a finished run that differs from this one: choose another path \(or delete it if not needed\)",
         path,
         identity={**IDENTITY, "seed": 2, "data": {"digest": "d"}},
     )
@@ -138,23 +141,33 @@ def test_what_is_not_ours_is_kept(tmp_path):
     for resume in (False, True):
         refused("a folder with other content and no zarr.json", other, resume=resume)
     theirs = zarr.open_group(str(tmp_path / "theirs"), mode="w")
-    refused("an unfinished store that llc_fast did not write", tmp_path / "theirs")
+    for resume in (False, True):
+        said = refused(
+            "a Zarr store of another program, no run of llc_fast", tmp_path / "theirs", resume=resume
+        )
+        assert "resume" not in said
     theirs.attrs["completed"] = 1
     refused("a finished store that llc_fast did not write", tmp_path / "theirs")
     (tmp_path / "file").write_text("x")
     refused("is a file", tmp_path / "file")
-    refused("cannot be written", tmp_path / "file" / "x.zarr")
+    refused(r"x.zarr cannot be made: .*/file is a file", tmp_path / "file" / "deep" / "x.zarr")
 
 
 def test_paths_that_cannot_be_a_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path, message in {
-        "s3://bucket/x.zarr": "not a local path",
-        ".": "working directory",
-        "..": "above it",
-    }.items():
+    for path, message in {".": "working directory", "..": "above it"}.items():
         with pytest.raises(OutputError, match=message):
             writer(path)
+    for path in ("s3://bucket/x.zarr", Path("s3://bucket/x.zarr"), "file:///tmp/x.zarr"):
+        with pytest.raises(ArgumentError, match=r"output_path is .* no local path"):
+            writer(path)
+    for path in ("", "a\0b", "~nobody-of-this-name/x.zarr"):
+        with pytest.raises(ArgumentError, match="output_path is "):
+            writer(path)
+    for path in (3, True, b"x.zarr"):
+        with pytest.raises(ArgumentTypeError, match=f"output_path is a {type(path).__name__}"):
+            writer(path)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "empty.zarr").mkdir()
     with writer("empty.zarr") as out:
         in_turn(out, 100)
@@ -170,7 +183,9 @@ def test_damage_is_explained(tmp_path):
     good = (folder / "checkpoint").read_bytes()
     (folder / "checkpoint").write_bytes(good[:-9] + b"?" + good[-8:])
     refused(
-        r"checkpoint is damaged .* can still be read; delete .*x.zarr and .*x.zarr.run", path, resume=True
+        r"checkpoint is damaged .* can still be read; .* another path \(or delete .*x.zarr and .*x.zarr.run",
+        path,
+        resume=True,
     )
     (folder / "checkpoint").write_bytes(good)
     manifest = (folder / "run.json").read_bytes()
@@ -265,10 +280,30 @@ def test_a_row_that_the_disk_did_not_take_is_not_lost(tmp_path, monkeypatch):
     assert files(path) == files(tmp_path / "unbroken.zarr")
 
 
-def test_missing_libraries_are_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zarr.storage", None)
-    with pytest.raises(ArgumentError, match=r"stores need zarr.*pip install 'llc-fast\[store\]'"):
-        writer(None)
+@pytest.mark.parametrize("name", ["xarray", "zarr"])
+def test_missing_libraries_are_named_before_anything_is_done(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    for check in (require, lambda: writer(None), lambda: writer(tmp_path / "x.zarr")):
+        with pytest.raises(ArgumentError, match=rf"stores need {name}: pip install 'llc-fast\[store\]'"):
+            check()
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__="0.1"))
+    with pytest.raises(ArgumentError, match=rf"stores need {name} .* here is 0.1: pip install -U 'llc-fast"):
+        writer(tmp_path / "x.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_without_file_locks_imports_and_is_told(tmp_path):
+    program = (
+        "import os, sys, torch, xarray, zarr; sys.modules['fcntl'] = None; del os.register_at_fork\n"
+        "import llc_fast.errors, llc_fast.store as s\n"
+        "s.Writer.create(None, [], attrs={}, identity={})\n"
+        "try: s.Writer.create(sys.argv[1] + '/x.zarr', [], attrs={}, identity={})\n"
+        "except llc_fast.errors.OutputError as e: print(e)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "no fcntl" in done.stdout, done.stderr[-1000:]
+    assert list(tmp_path.iterdir()) == []
 
 
 def mounted(act: Callable[[Path], None], folder: Path, size: str) -> None:

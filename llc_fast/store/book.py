@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError
-from .place import Run
+from .folder import Run
 from .rows import Ledger, Rows
 from .spec import DEAD, Region, Spec, as_array, check_slot, whole
 from .tree import Tree, parts

@@ -14,10 +14,15 @@ from ..errors import LlcFastError, OutputError
 PARTIAL = ".partial"  # zarr's name for a file that it has not finished
 
 
+def temporary(path: Path) -> Path:
+    """Where a file is written before it takes its place; one writer, so one name is enough."""
+    return path.with_name(f"{path.name}.tmp")
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file that takes `path`'s place once it is on the disk; removed if that fails."""
-    fresh = path.with_name(f"{path.name}.tmp")  # one writer, so one name is enough
+    fresh = temporary(path)
     try:
         with fresh.open("wb") as file:
             yield file

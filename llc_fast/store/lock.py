@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import importlib
 import json
 import os
 import socket
 import weakref
 from pathlib import Path
+from typing import Any
 
 from ..errors import OutputError
 
@@ -20,6 +21,7 @@ class Lock:
     def __init__(self, folder: Path, store: Path) -> None:
         self.path = folder / "lock"
         self._fd = -1
+        _fcntl(store)  # before a folder is made
         while self._fd < 0:
             folder.mkdir(exist_ok=True)
             try:
@@ -37,6 +39,7 @@ class Lock:
         _held.add(self)
 
     def _take(self, fd: int, store: Path) -> None:
+        fcntl = _fcntl(store)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
@@ -65,6 +68,17 @@ class Lock:
         _held.discard(self)
 
 
+def _fcntl(store: Path) -> Any:
+    """The module of file locks, which Windows does not have."""
+    try:
+        return importlib.import_module("fcntl")
+    except ModuleNotFoundError as e:
+        raise OutputError(
+            f"{store} cannot be written: this system has no fcntl, so a second writer could not be kept out; "
+            "leave output_path out, or use Linux, macOS or WSL"
+        ) from e
+
+
 def _holder(fd: int) -> str:
     try:
         note = json.loads(os.pread(fd, 4096, 0))
@@ -78,4 +92,5 @@ def _forget() -> None:
         lock.release()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # where there are forks
+    os.register_at_fork(after_in_child=_forget)

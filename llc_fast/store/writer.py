@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, LlcFastError, OutputError
-from . import place, state
+from . import folder, place, state
 from .book import Book, dead_attributes
 from .files import flush, room, sweep, system_error
+from .folder import Run
 from .lock import Lock
-from .place import Run
 from .plain import plain
-from .reading import needed
+from .reading import needed, require
 from .rows import Ledger
 from .spec import DEAD, Spec, checked
 from .tree import Tree, heal
@@ -43,7 +44,7 @@ class Writer:
     @classmethod
     def create(
         cls,
-        path: str | Path | None,
+        path: str | os.PathLike[str] | None,
         specs: Iterable[Spec],
         *,
         attrs: Mapping[str, Any],
@@ -57,6 +58,7 @@ class Writer:
         identity: what makes two runs the same; kept in attrs["llc_fast"]. resume: continue a killed run.
         checkpoint_bytes: size of a checkpoint's state, for which there must be room. Raises OutputError.
         """
+        require()
         specs = checked(specs)
         identity = plain(identity, "identity")
         attrs = plain({**attrs, "llc_fast": {**attrs.get("llc_fast", {}), "identity": identity}})
@@ -66,24 +68,26 @@ class Writer:
             return cls(store, None, None, Book(tree, specs, Ledger(), durable=False))
         with _explained(lambda cause: f"{path} cannot be written ({cause.strerror}): choose another path"):
             where, run = place.at(path)
-            if place.finished(where, identity):
-                return cls._complete(where, run)
+            if (made := place.finished(where, identity)) is not None:
+                return cls._complete(where, run, made)
+            folder.check(run)
             if not place.absent(where) and not run.folder.exists():
                 place.check_unfinished(where, run, identity, specs, resume)
             where.parent.mkdir(parents=True, exist_ok=True)
             room(where, METADATA + checkpoint_bytes)
             lock = Lock(run.folder, where)
             try:
-                if place.finished(where, identity):  # since another process has ended
+                made = place.finished(where, identity)
+                if made is not None:  # since another process has ended
                     lock.release()
-                    return cls._complete(where, run)
+                    return cls._complete(where, run, made)
                 if place.absent(where):
                     return cls._begin(where, run, lock, specs, attrs, identity)
                 note = place.check_unfinished(where, run, identity, specs, resume)
                 return cls._continue(where, run, lock, specs, note["attrs"])
             except BaseException:
                 if place.absent(where):
-                    _remove(run, lock)
+                    folder.remove(run)
                 lock.release()
                 raise
 
@@ -91,7 +95,7 @@ class Writer:
     def _begin(
         cls, where: Path, run: Run, lock: Lock, specs: tuple[Spec, ...], attrs: Any, identity: Any
     ) -> Writer:
-        _empty(run, lock)  # of a store that was deleted without it
+        folder.empty(run)  # of a store that was deleted without it
         run.describe(specs, attrs, identity)
         Tree.build(run.tree, specs, attrs)
         os.replace(run.tree, where)  # there with all its metadata or not at all
@@ -121,13 +125,22 @@ class Writer:
         return writer
 
     @classmethod
-    def _complete(cls, where: Path, run: Run) -> Writer:
-        """Of a finished store; what its writer could not remove any more is removed if that can be."""
+    def _complete(cls, where: Path, run: Run, made: str) -> Writer:
+        """Of a finished store; what its writer could not remove any more is removed if that can be.
+
+        made: how differently.
+        """
         if run.folder.exists():
             with suppress(OSError):
+                folder.check(run)
                 lock = Lock(run.folder, where)
-                _remove(run, lock)
+                folder.remove(run)
                 lock.release()
+        if made:
+            warnings.warn(
+                f"{where} holds this run, finished, and is returned, though it was made differently:{made}",
+                stacklevel=5,  # who called sample()
+            )
         return cls(where, None, None, None)
 
     @property
@@ -199,7 +212,7 @@ class Writer:
             return
         if not self.finished and not self._run.checkpoint.exists():
             shutil.rmtree(self.store, ignore_errors=True)
-            _remove(self._run, self._lock)
+            folder.remove(self._run)
         self._lock.release()
         self._lock, self._book = None, None
 
@@ -223,7 +236,7 @@ class Writer:
         if self._run is not None and self._lock is not None:
             sweep(self.store)
             flush(self.store / "zarr.json")
-            _remove(self._run, self._lock)
+            folder.remove(self._run)
             self._lock.release()
         self.finished, self._book, self._lock = True, None, None
 
@@ -269,20 +282,3 @@ def _explained(message: Any) -> Iterator[None]:
         error = OutputError(message(cause))
         error.errno = cause.errno
         raise error from e
-
-
-def _empty(run: Run, lock: Lock) -> None:
-    for leftover in run.folder.iterdir():
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        elif leftover != lock.path:
-            leftover.unlink()
-
-
-def _remove(run: Run, lock: Lock) -> None:
-    """Remove a run folder; the lock's file last, so that nobody takes what is half removed for a run."""
-    with suppress(FileNotFoundError):
-        _empty(run, lock)
-        lock.path.unlink()
-    with suppress(OSError):  # the next writer has just put its own lock there
-        run.folder.rmdir()
