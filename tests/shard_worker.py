@@ -197,7 +197,7 @@ def estimate(component: str, make: Make, mine: Callable[[Tensor], Tensor]) -> di
         losses,
         [mine(batch(i)) for i in range(3)], component=component, lr=1e-4, nbeta=30.0,
         localization=10.0, num_chains=2, num_draws=2, num_burnin_steps=1, sampler=sampler,
-        bounding_box_size=1.0, seed=2,
+        bounding_box_size=1.0, seed=2, stacked=False,
     )  # fmt: skip
     after = _sharded(model)
     return {
