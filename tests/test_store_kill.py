@@ -18,7 +18,7 @@ import torch
 from test_store import SLOTS, STEPS, begin, expected, step, writer
 
 from llc_fast.errors import OutputError
-from llc_fast.store import Writer, open_tree
+from llc_fast.store import Spec, Writer, open_tree
 from llc_fast.store.lock import Lock
 
 pytest.importorskip("zarr")
@@ -334,3 +334,24 @@ def test_readers_during_a_run_see_whole_rows(tmp_path):
                 seen += int(there.sum())
                 assert any(np.array_equal(row[there], trace[there]) for trace in traces)
     assert seen > 0
+
+
+def test_burying_slot_0_leaves_arrays_without_chains(tmp_path: Path):
+    """Their chunk 0 is no slot: a run that goes on right after the burial has them still."""
+    path = tmp_path / "x.zarr"
+    specs = (
+        Spec("ids", ("batch", "token"), (2, 3), "int64"),
+        Spec("loss", ("chain", "step"), (2, 4), "float64"),
+    )
+    keep = {"attrs": {}, "identity": {}}
+    out = Writer.create(path, specs, **keep)
+    out.write("ids", np.arange(6).reshape(2, 3))
+    out.write("loss", np.arange(8.0).reshape(2, 4))
+    out.bury(0, 0, "died")
+    out.checkpoint({"at": 1})
+    out.close()
+    out = Writer.create(path, specs, resume=True, **keep)
+    out.finish({})
+    tree = open_tree(path)
+    assert tree.ids.values.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert tree["dead"].loss.values.tolist() == [[0.0, 1.0, 2.0, 3.0]]

@@ -148,7 +148,7 @@ def _cut(chunks: Path, spec: Spec, ledger: Ledger) -> None:
             for late in _numbered(slot):
                 if int(late.name) >= first:
                     _remove(late)
-        elif not ledger.has(spec.name, number) or number in ledger.held:
+        elif not ledger.has(spec.name, number) or (spec.chained and number in ledger.held):
             _remove(slot)
 
 
