@@ -23,7 +23,7 @@ from .running import Run
 from .samplers import own_settings
 from .sampling import Progress, Schedule, kept_rng
 from .sampling.moments import checked_kinds
-from .scalars import MAX_STEP, Scalars, check_integer, check_scalar
+from .scalars import Scalars, check_integer, check_scalar
 from .selection import Component
 from .session import Request, lent
 from .store import require
@@ -159,14 +159,12 @@ def sample(
         bounding_box_size=bounding_box_size,
         **own_settings(method, **own),
     )
-    schedule = Schedule(
-        check_integer("num_draws", num_draws, minimum=1),
-        check_integer("num_burnin_steps", num_burnin_steps),
-        check_integer("num_steps_bw_draws", num_steps_bw_draws, minimum=1),
-        check_integer("gradient_accumulation_steps", gradient_accumulation_steps, minimum=1),
+    schedule = Schedule.check(
+        num_draws=num_draws,
+        num_burnin_steps=num_burnin_steps,
+        num_steps_bw_draws=num_steps_bw_draws,
+        gradient_accumulation_steps=gradient_accumulation_steps,
     )
-    if schedule.steps > MAX_STEP + 1:
-        raise ArgumentError(f"{schedule.steps} steps a chain are too many: a chain's noise ends after 2^32")
     num_chains = check_integer("num_chains", num_chains, minimum=1)
     batch_size = check_integer("batch_size", batch_size, minimum=1)
     batches_per_draw = check_integer("batches_per_draw", batches_per_draw, minimum=1)

@@ -28,7 +28,7 @@ from .sampling import (
     read_pool,
     walk,
 )
-from .scalars import MAX_STEP, Scalars, check_integer
+from .scalars import Scalars, check_integer
 from .selection import Component
 from .session import Request, lent
 from .types import Selection
@@ -129,15 +129,11 @@ def estimate_llc(
         **own_settings(sampler, alpha=alpha, eps=eps, friction=friction),
     )
     state, noise = check_state(state), check_noise(noise)
-    schedule = Schedule(
-        check_integer("num_draws", num_draws, minimum=1),
-        check_integer("num_burnin_steps", num_burnin_steps),
-        check_integer("num_steps_bw_draws", num_steps_bw_draws, minimum=1),
+    schedule = Schedule.check(
+        num_draws=num_draws, num_burnin_steps=num_burnin_steps, num_steps_bw_draws=num_steps_bw_draws
     )
     num_chains = check_integer("num_chains", num_chains, minimum=1)
     seed = check_integer("seed", seed, maximum=2**64 - 1)
-    if schedule.steps > MAX_STEP + 1:
-        raise ArgumentError(f"{schedule.steps} steps a chain are too many: a chain's noise ends after 2^32")
     check_name(backend)
     request = Request(component, scalars, sampler, state, noise, seed, backend, bool(eval_mode))
     with kept_rng():

@@ -89,9 +89,9 @@ class Session:
         count = min(len(self.problem.batches), GRADIENT_BATCHES)
         self.baseline = baseline(self.problem, self.displacement, count, keep)
 
-    def plan(self, chain: int, *, sums: bool = True) -> Plan:
+    def plan(self, chain: int) -> Plan:
         """The plan of a chain that moves the model's own weights."""
-        return prepare(self.problem.params, self.anchors, sums=sums, **self._arguments(chain))
+        return prepare(self.problem.params, self.anchors, sums=True, **self._arguments(chain))
 
     def _arguments(self, chain: int) -> dict[str, Any]:
         r = self.request

@@ -3,7 +3,7 @@
 from .chain import Progress, Schedule, Trace, Walkers, Watch, empty_records, seed_losses, walk
 from .displacement import Displacement
 from .order import RECORD, Order, batch_order, half_pool
-from .problem import Baseline, LossFn, Problem, baseline, borrowed, kept_rng, mean, read_pool
+from .problem import Baseline, LossFn, Problem, baseline, borrowed, kept_rng, read_pool
 from .stacked import MAX_STACKED, MAX_WEIGHTS, Stacked, stacked_tiles
 from .together import pooled, ranks_of
 from .walkers import Single
@@ -30,7 +30,6 @@ __all__ = [
     "empty_records",
     "half_pool",
     "kept_rng",
-    "mean",
     "pooled",
     "ranks_of",
     "read_pool",

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import WeightOverflowError
+from ..errors import ArgumentError, WeightOverflowError
 from ..metrics import control, virial
 from ..noise import chain_key
 from ..plan import Plan
-from ..scalars import Scalars
+from ..scalars import MAX_STEP, Scalars, check_integer
 from ..sums import COLUMNS, INDEX
 from .order import Order
 
@@ -34,6 +34,17 @@ class Schedule:
     num_burnin_steps: int
     num_steps_bw_draws: int
     gradient_accumulation_steps: int = 1
+
+    @classmethod
+    def check(cls, **given: object) -> Schedule:
+        """A schedule of checked numbers; raises ArgumentError or ArgumentTypeError naming the one at fault."""
+        least = {"num_burnin_steps": 0}
+        made = cls(
+            **{name: check_integer(name, value, minimum=least.get(name, 1)) for name, value in given.items()}
+        )
+        if made.steps > MAX_STEP + 1:
+            raise ArgumentError(f"{made.steps} steps a chain are too many: a chain's noise ends after 2^32")
+        return made
 
     @property
     def steps(self) -> int:
